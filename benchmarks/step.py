@@ -1,0 +1,111 @@
+"""Training step of DANN, ours against PyTorch's, alternating in one run: python -m benchmarks.step
+
+Prints the median of each and the ratio of medians. `--plain` adds the same code with MindSpore's plain
+operators, and `--reference` without the oneDNN setting as well (minutes on an AVX-512 host); each of the two
+runs in a process of its own, because such settings hold for a whole process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+BATCH, ROUNDS, STEPS = 64, 5, 10
+
+
+def arrays(seed=0):
+    """A source and a target batch of random images in [0, 1], and labels."""
+    rng = np.random.default_rng(seed)
+    source, target = (rng.random((BATCH, 3, 28, 28), dtype=np.float32) for _ in range(2))
+    return source, rng.integers(0, 10, BATCH).astype(np.int32), target
+
+
+def our_step(extra=()):
+    """A function that makes one update of ours, compiled and warmed up by its first calls."""
+    from model_utils import config, device
+    from src.data.split import Split
+    from src.train_cells import dann
+
+    settings = config.load(["--device_target", "CPU", "--validation_size", "0", *extra])
+    place = device.setup(settings)
+    print("; ".join(place.notes), file=sys.stderr)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (2 * BATCH, 28, 28), np.uint8), np.zeros(2 * BATCH, np.int32))
+    dann.pairs.data.load = lambda *_, **__: split
+    cell = dann.build(settings, place)
+    phase = cell.phases[1]
+    source, labels, target = arrays()
+    batch = {"source": (source, labels), "target": (target, None)}
+
+    def step():
+        phase.step += 1
+        return float(cell.train_step(phase, batch)["loss"])
+
+    return step
+
+
+def torch_step():
+    """The same for PyTorch."""
+    import torch
+
+    from benchmarks.torch_dann import TorchStep
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    update = TorchStep()
+    source, labels, target = arrays()
+    tensors = torch.from_numpy(source), torch.from_numpy(labels).long(), torch.from_numpy(target)
+    return lambda: update(*tensors, 0.5)
+
+
+def timed(step, steps):
+    """Milliseconds a step, over `steps` of them."""
+    begun = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - begun) / steps * 1000
+
+
+def alone(environment, extra, steps):
+    """Median milliseconds of our step in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.step", "--alone", str(steps), *extra]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    arguments, extra = parser.parse_known_args()
+    ours = our_step(extra)
+    for _ in range(3):
+        ours()
+    if arguments.alone:
+        print(json.dumps(statistics.median(timed(ours, 1) for _ in range(arguments.alone))))
+        return
+    theirs = torch_step()
+    for _ in range(3):
+        theirs()
+    pairs = [(timed(ours, STEPS), timed(theirs, STEPS)) for _ in range(ROUNDS)]
+    ms_ours, ms_torch = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(f"DANN step, batch {BATCH}+{BATCH}, median of {ROUNDS} alternating pairs of {STEPS} steps")
+    print(f"ours    {ms_ours:8.1f} ms")
+    print(f"PyTorch {ms_torch:8.1f} ms   ratio ours : PyTorch {ms_ours / ms_torch:.2f}")
+    if arguments.plain or arguments.reference:
+        plain = alone({"DA_CPU_OPS": "0"}, extra, 10)
+        print(f"plain operators, AVX2 setting  {plain:8.1f} ms   ratio {plain / ms_torch:.2f} x PyTorch")
+    if arguments.reference:
+        slow = alone({"DA_CPU_OPS": "0", "ONEDNN_MAX_CPU_ISA": "DEFAULT"}, extra, 3)
+        print(f"without the oneDNN setting     {slow:8.1f} ms   {slow / plain:.0f} x as long as with it")
+
+
+if __name__ == "__main__":
+    main()

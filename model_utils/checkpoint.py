@@ -1,0 +1,254 @@
+"""Checkpoints: whole or absent, checked on reading, strict about what they fill.
+
+A training checkpoint is one MindSpore `.ckpt` file with a CRC32. It holds the network's parameters under
+their own names (so `mindspore.load_checkpoint` and `load_param_into_net` work on it), every other cell of
+`TrainCell.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
+resolved configuration. Randomness needs no state: it is a function of seed and step (src/noise.py).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.errors import UserError
+
+log = logging.getLogger("run")
+
+META = "training/meta"
+PREFIXED = "/"
+NAME = re.compile(r"step-(\d{8})\.ckpt")
+
+
+def _fsync_folder(folder):
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
+
+    On failure the temporary file is removed and what stood at `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The original ending stays last: MindSpore's writers append their own if it is not there.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    finally:
+        for leftover in (temporary, temporary.with_suffix(".tmp")):
+            leftover.unlink(missing_ok=True)
+
+
+def _write(entries, path):
+    import mindspore as ms
+
+    with atomic(path) as temporary:
+        ms.save_checkpoint(entries, str(temporary), crc_check=True)
+        os.chmod(temporary, 0o644)  # MindSpore makes it read-only for its owner
+
+
+def save_cell(cell, path, meta=None):
+    """Write one cell's parameters under their own names, with META if there is some."""
+    entries = [{"name": p.name, "data": p} for p in cell.get_parameters()]
+    _write(entries + ([_packed(meta)] if meta else []), path)
+
+
+def _packed(meta):
+    import mindspore as ms
+
+    return {"name": META, "data": ms.Tensor(np.frombuffer(json.dumps(meta).encode(), np.uint8))}
+
+
+def save_state(state, meta, path):
+    """Write a training checkpoint.
+
+    Args:
+        state: {name: nn.Cell} from `TrainCell.state()`; "network" is stored unprefixed.
+        meta: what JSON can hold; phase, step, config.
+        path: the file to make or replace, atomically.
+    """
+    entries = [{"name": name, "data": parameter} for name, parameter in named_parameters(state).items()]
+    _write([*entries, _packed(meta)], path)
+
+
+def named_parameters(state):
+    """{name in a training checkpoint: Parameter} of `TrainCell.state()`, each parameter once.
+
+    An optimizer lists the weights it updates among its own; they belong to the network that comes first.
+    """
+    named, seen = {}, set()
+    for cell_name, cell in state.items():
+        for parameter in cell.get_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                prefix = "" if cell_name == "network" else f"{cell_name}{PREFIXED}"
+                named[prefix + parameter.name] = parameter
+    return named
+
+
+def read(path):
+    """{name: numpy array} of a `.ckpt` file, and its META (None if it has none).
+
+    Raises:
+        UserError: missing, cut short, damaged, or not a checkpoint.
+    """
+    import mindspore as ms
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give a .ckpt file or a run's output_dir")
+    if path.suffix != ".ckpt":
+        raise UserError(f"checkpoint {path} must be a .ckpt file (a MindSpore checkpoint)")
+    damaged = f"checkpoint {path} is damaged, cut short or no MindSpore checkpoint; use another one"
+    try:
+        with _quiet_mindspore():
+            loaded = ms.load_checkpoint(str(path), crc_check=_has_crc(path))
+        values = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
+        raise UserError(damaged) from error
+    meta = values.pop(META, None)
+    try:
+        return values, None if meta is None else json.loads(meta.tobytes())
+    except ValueError as error:
+        raise UserError(damaged) from error
+
+
+def _has_crc(path):
+    with open(path, "rb") as handle:
+        handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, handle.tell() - 17))
+        return handle.read(7) == b"crc_num"
+
+
+@contextlib.contextmanager
+def _quiet_mindspore():
+    """MindSpore logs an error page before it raises; the one line of ours says it better."""
+    logger = logging.getLogger("MindSpore")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def fill(parameters, values, what, where):
+    """Copy arrays into parameters; all names and shapes must match on both sides.
+
+    Args:
+        parameters: {name: Parameter} to fill.
+        values: {name: array}.
+        what, where: named in the error, e.g. "network", the file.
+
+    Raises:
+        UserError: it lists what is missing, left over or of another shape; nothing was changed then.
+    """
+    import mindspore as ms
+
+    missing = sorted(set(parameters) - set(values))
+    extra = sorted(set(values) - set(parameters))
+    shapes = [
+        f"{name} {values[name].shape} for {tuple(parameters[name].shape)}"
+        for name in sorted(set(parameters) & set(values))
+        if tuple(values[name].shape) != tuple(parameters[name].shape)
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for title, names in (("missing", missing), ("left over", extra), ("other shape", shapes))
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{where} does not fit the {what} of this experiment ({'; '.join(problems)}); "
+            "use the --config it was trained with"
+        )
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(values[name].astype(_numpy_type(parameter)), parameter.dtype))
+
+
+def _numpy_type(parameter):
+    import mindspore as ms
+
+    return ms.dtype_to_nptype(parameter.dtype)
+
+
+def stored_config(path):
+    """The configuration stored in a checkpoint or in a run's folder; {} where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        meta = newest(path)[2]
+    else:
+        _, meta = read(path)
+    return (meta or {}).get("config", {})
+
+
+def load_network(network, path):
+    """Fill `network` from a training checkpoint, a network checkpoint, or the newest one of a run's folder.
+
+    Returns the file used. Raises UserError as `read` and `fill` do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = newest(path)[0]
+    values, _ = read(path)
+    values = {name: value for name, value in values.items() if PREFIXED not in name}
+    fill({p.name: p for p in network.get_parameters()}, values, "network", f"checkpoint {path}")
+    return path
+
+
+def load_cell(cell, path, what):
+    """Fill one cell from a checkpoint that holds its parameters and nothing else."""
+    values, _ = read(path)
+    fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
+
+
+def restore_state(state, values, where):
+    """Fill every cell of `state` from a training checkpoint's values."""
+    fill(named_parameters(state), values, "networks and optimizers", f"checkpoint {where}")
+
+
+def step_path(output_dir, step):
+    """Where the checkpoint after `step` training steps of all phases lies."""
+    return Path(output_dir) / "checkpoints" / f"step-{step:08d}.ckpt"
+
+
+def listed(output_dir):
+    """Training checkpoints of a run's folder, newest first."""
+    found = (Path(output_dir) / "checkpoints").glob("step-*.ckpt")
+    return sorted((path for path in found if NAME.fullmatch(path.name)), reverse=True)
+
+
+def newest(output_dir):
+    """(path, values, meta) of the newest good training checkpoint; damaged ones are reported and passed over."""
+    paths = listed(output_dir)
+    for path in paths:
+        try:
+            values, meta = read(path)
+            if meta is None or not _has_crc(path):
+                raise UserError(f"checkpoint {path} holds no training state, or was cut short")
+            return path, values, meta
+        except UserError as error:
+            log.warning("warning: %s; trying the one before it", error)
+    state = "none of them is good" if paths else "there is none"
+    raise UserError(f"no training checkpoint to use in {Path(output_dir) / 'checkpoints'}: {state}")
+
+
+def prune(output_dir, keep):
+    """Delete the oldest training checkpoints, so that `keep` remain."""
+    for path in listed(output_dir)[keep:]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""The keys every experiment has. A method adds its recipe's keys in its own file (`KEYS`)."""
+
+from model_utils.config import Key
+
+COMMON = {
+    "method": Key("dann", "training method: the name of a module in src/train_cells"),
+    "experiment": Key("", "name in result.json; default: the configuration file's name"),
+    "output_dir": Key("outputs/dann", "folder a run writes into"),
+    "seed": Key(0, "seed of initial weights, data order, augmentation and dropout", low=0, high=2**31 - 1),
+    # Device
+    "device_target": Key(
+        "auto",
+        "auto takes Ascend, then GPU, then CPU, and logs which",
+        choices=("auto", "Ascend", "GPU", "CPU"),
+    ),
+    "device_id": Key(0, "which device of its kind, for a run on one device", low=0),
+    "mode": Key(
+        "graph", "graph compiles the training step, pynative runs it op by op", choices=("graph", "pynative")
+    ),
+    "cpu_operator": Key(True, "on CPU: use the blocked-layout oneDNN operator where it can be built"),
+    # Data
+    "download": Key(False, "fetch a missing public data set into its folder"),
+    "eval_batch_size": Key(500, "images per evaluation step", low=1),
+    # What a run logs and keeps
+    "log_interval": Key(50, "steps between two logged steps", low=1),
+    "eval_interval": Key(0, "steps between two evaluations while training; 0: after each epoch", low=0),
+    "save_checkpoint_steps": Key(0, "steps between two checkpoints; 0: after each epoch", low=0),
+    "keep_checkpoint_max": Key(3, "checkpoints kept; the oldest is deleted first", low=1),
+    "resume": Key(False, "continue from the newest good checkpoint of output_dir"),
+    "tensorboard": Key(True, "write TensorBoard events"),
+    "plot_features": Key(False, "draw a 2-D embedding of the features before and after training"),
+    # eval.py
+    "ckpt_path": Key("", "eval.py: a checkpoint, or a run's output_dir"),
+    "result": Key("", "eval.py: write the accuracies to this JSON file"),
+    # export.py
+    "ckpt_file": Key("", "export.py: a checkpoint, or a run's output_dir"),
+    "file_name": Key("", "export.py: output without its ending; default: <experiment> in output_dir"),
+    "file_format": Key("MINDIR", "export.py: format", choices=("MINDIR", "ONNX", "AIR")),
+}

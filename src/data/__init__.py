@@ -1,0 +1,43 @@
+"""Digit data sets, looked up by name: `load("mnist", "data/mnist", "train")`.
+
+A data set is one module in this folder with `load(root, split, download=False) -> Split`; adding a module
+adds the data set.
+"""
+
+import difflib
+import importlib
+from pathlib import Path
+
+from model_utils.errors import UserError
+from src.data.split import Split, check_split
+
+__all__ = ["Split", "available", "load"]
+
+
+def available():
+    """Names of the data sets, sorted: the modules here that define `load(root, split, ...)`.
+
+    Read from the source text, because importing every module to ask would cost seconds.
+    """
+    modules = Path(__file__).parent.glob("*.py")
+    return sorted(m.stem for m in modules if "\ndef load(root, split" in m.read_text(encoding="utf-8"))
+
+
+def load(name, root, split, download=False):
+    """Load one split of the data set `name`.
+
+    name: a name in `available()`; capitals, '-' and a left-out '_' do not matter (MNIST-M, mnistm: mnist_m).
+    root: the data set's folder; the demo data sets carry their data and ignore it.
+    split: "train" or "test".
+    download: fetch the files if they are missing (only MNIST can be fetched).
+    Raises UserError for an unknown name or split, and for missing or damaged files.
+    """
+    check_split(split)
+    names = available()
+    by_key = {known.replace("_", ""): known for known in names}
+    key = str(name).lower().replace("-", "").replace("_", "")
+    if key not in by_key:
+        near = difflib.get_close_matches(key, by_key, n=1, cutoff=0.5)
+        hint = f" (did you mean '{by_key[near[0]]}'?)" if near else ""
+        raise UserError(f"data set '{name}' does not exist{hint}; data sets: {', '.join(names)}")
+    return importlib.import_module(f"src.data.{by_key[key]}").load(root, split, download)

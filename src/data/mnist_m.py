@@ -1,0 +1,116 @@
+"""MNIST-M (Ganin et al. 2015): MNIST digits over photographs, 28x28 RGB.
+
+Two forms are read: the IDX files that create_mnistm.py writes, and the published folder of 32x32 PNGs.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.errors import UserError
+from src.data import idx
+from src.data.photos import decode, read_file
+from src.data.split import Split, check_digits, check_split
+
+FILES = {
+    "train": ("mnist_m-train-images-idx4-ubyte", "mnist_m-train-labels-idx1-ubyte"),
+    "test": ("mnist_m-t10k-images-idx4-ubyte", "mnist_m-t10k-labels-idx1-ubyte"),
+}
+SIZE = 28
+PUBLISHED_SIZE = 32
+
+
+def load(root, split, download=False):
+    """Load MNIST-M from `root`.
+
+    root: the folder that create_mnistm.py wrote, or the published one with `mnist_m_train/` and
+        `mnist_m_train_labels.txt` (the same for test) in it or in one of its subfolders.
+    download: has no effect; MNIST-M is made with create_mnistm.py.
+    Returns a Split: images uint8 (N, 28, 28, 3) RGB; memory-mapped if create_mnistm.py wrote them,
+    shrunk by area averaging if they are the published 32x32 ones.
+    Raises UserError if neither form is there, or if it is incomplete or damaged.
+    """
+    paths = [Path(root, name) for name in FILES[check_split(split)]]
+    present = [path.is_file() for path in paths]
+    if all(present):
+        return idx.read_pair(*paths, (SIZE, SIZE, 3))
+    if any(present):
+        missing = paths[present.index(False)]
+        raise UserError(
+            f"{missing}: missing beside {paths[present.index(True)].name}; run create_mnistm.py again"
+        )
+    folder = _find_published(root, split)
+    if folder is None:
+        raise UserError(
+            f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; "
+            f"make it with: python create_mnistm.py --mnistm_dir {root}"
+        )
+    return _load_published(folder, split)
+
+
+def _find_published(root, split):
+    """The folder of images called mnist_m_<split> in `root`, beside it, or one folder deeper; or None."""
+    root, name = Path(root).absolute(), f"mnist_m_{split}"
+    beside = root.parent / name if root.name in ("mnist_m_train", "mnist_m_test") else root / name
+    deeper = sorted(root.glob(f"*/{name}"))
+    return next((folder for folder in [beside, *deeper] if folder.is_dir()), None)
+
+
+def _load_published(folder, split):
+    names, labels = _read_labels(folder, split)
+    images = np.empty((len(names), SIZE, SIZE, 3), np.uint8)
+
+    def read(index):
+        images[index] = _read_image(folder / names[index])
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, range(len(names)), chunksize=256):
+            pass
+    return Split(images, labels)
+
+
+def _read_labels(folder, split):
+    """File names and labels from lines such as `00000000.png 5`."""
+    name = f"mnist_m_{split}_labels.txt"
+    path = next((place / name for place in (folder.parent, folder) if (place / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{folder.parent / name}: not found beside {folder.name}; unpack the published archive again"
+        )
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not a readable text file ({error}); unpack the published archive again"
+        ) from error
+    names, labels = [], []
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or fields[1] not in tuple("0123456789") or Path(fields[0]).name != fields[0]:
+            raise UserError(
+                f"{path}, line {number}: '{line[:60]}' is not '<file name> <digit>'; mend or remove the line"
+            )
+        names.append(fields[0])
+        labels.append(int(fields[1]))
+    if not names:
+        raise UserError(f"{path}: lists no images; unpack the published archive again")
+    return names, check_digits(np.array(labels), path)
+
+
+def _read_image(path):
+    import cv2
+
+    if not path.is_file():
+        raise UserError(f"{path}: listed in the labels but missing; unpack the published archive again")
+    image = decode(read_file(path), path)
+    if image.shape[:2] == (SIZE, SIZE):
+        return image
+    if image.shape[:2] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
+        raise UserError(
+            f"{path}: {image.shape[1]}x{image.shape[0]} pixels, expected {PUBLISHED_SIZE}x{PUBLISHED_SIZE}; "
+            "unpack the published archive again"
+        )
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)

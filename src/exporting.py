@@ -1,0 +1,147 @@
+"""Export of the image -> logits network, each file loaded again and compared: one function for every method."""
+
+import logging
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from model_utils.checkpoint import atomic
+from model_utils.errors import UserError
+
+log = logging.getLogger("run")
+
+TOLERANCE = 1e-4
+ENDINGS = {"MINDIR": ".mindir", "ONNX": ".onnx", "AIR": ".air"}
+TRACED_BATCH = 7  # of a free-batch ONNX export; a number no layer has, so that it can be told apart
+
+
+def export(network, images, path, file_format, batch_size=None, device_target="CPU"):
+    """Write `network` as MINDIR, ONNX or AIR, load the file again and compare its logits.
+
+    Args:
+        network: nn.Cell, float32 images (N, C, H, W) -> logits (N, K); put into evaluation mode.
+        images: float32 (M, C, H, W) real images to compare on, M >= 2.
+        path: the file to write, with or without its ending.
+        file_format: "MINDIR", "ONNX" or "AIR" (Ascend only; can't be loaded off the device, so not compared).
+        batch_size: fixed batch, or None for a free one.
+
+    Returns:
+        (path written, largest absolute difference of the logits, or None for AIR).
+
+    Raises:
+        UserError: AIR without Ascend; the file can't be written.
+        RuntimeError: the reloaded network differs by more than 1e-4.
+    """
+    if file_format == "AIR" and device_target != "Ascend":
+        raise UserError(
+            f"file_format: AIR is written by Ascend only, and this runs on {device_target}; "
+            "use MINDIR or ONNX, or run on Ascend"
+        )
+    network.set_train(False)
+    ending = ENDINGS[file_format]
+    path = Path(path)
+    path = path if path.suffix == ending else path.with_name(path.name + ending)
+    writer = {"MINDIR": _write_mindir, "ONNX": _write_onnx, "AIR": _write_air}[file_format]
+    try:
+        with atomic(path) as temporary:
+            writer(network, images, temporary, batch_size)
+            difference = _compare(network, images, temporary, file_format, batch_size)
+    except OSError as error:
+        raise UserError(f"export {path}: {error.strerror}; choose another --file_name") from error
+    return path, difference
+
+
+def _trace_input(images, batch_size):
+    count = batch_size or TRACED_BATCH
+    return ms.Tensor(np.resize(images, (count, *images.shape[1:])))
+
+
+def _write_mindir(network, images, path, batch_size):
+    if batch_size is None:
+        inputs = ms.Tensor(shape=[None, *images.shape[1:]], dtype=ms.float32)
+    else:
+        inputs = _trace_input(images, batch_size)
+    ms.export(network, inputs, file_name=str(path), file_format="MINDIR")
+    path.chmod(0o644)
+
+
+def _write_air(network, images, path, batch_size):
+    ms.export(network, _trace_input(images, batch_size or 1), file_name=str(path), file_format="AIR")
+
+
+def _write_onnx(network, images, path, batch_size):
+    import onnx
+
+    ms.export(network, _trace_input(images, batch_size), file_name=str(path), file_format="ONNX")
+    path.chmod(0o644)
+    model = onnx.load(str(path))
+    _rename(model.graph, model.graph.input[0].name, "images")
+    _rename(model.graph, model.graph.output[0].name, "logits")
+    if batch_size is None:
+        _free_batch(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _rename(graph, old, new):
+    for value in (*graph.input, *graph.output):
+        value.name = new if value.name == old else value.name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = new if name == old else name
+
+
+def _free_batch(model):
+    """Replace the traced batch by a free dimension: MindSpore's ONNX writer knows fixed shapes only.
+
+    A reshape's leading TRACED_BATCH becomes 0, which ONNX defines as "take it from the input".
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        shape = value.type.tensor_type.shape
+        if shape.dim and shape.dim[0].dim_value == TRACED_BATCH:
+            shape.dim[0].dim_param = "batch"
+    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in shapes]
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in shapes:
+            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value"]
+    for tensor in tensors:
+        target = numpy_helper.to_array(tensor).copy()
+        if target.size and target[0] == TRACED_BATCH:
+            target[0] = 0
+            tensor.CopyFrom(numpy_helper.from_array(target, tensor.name))
+
+
+def _compare(network, images, path, file_format, batch_size):
+    """Largest absolute difference of the logits; a free batch is tried at its full size and at 1."""
+    if file_format == "AIR":
+        return None
+    sizes = [batch_size] if batch_size else [len(images), 1]
+    run = _mindir_runner(path) if file_format == "MINDIR" else onnx_runner(path)
+    difference = 0.0
+    for size in sizes:
+        batch = np.resize(images, (size, *images.shape[1:]))
+        expected = network(ms.Tensor(batch)).asnumpy()
+        difference = max(difference, float(np.abs(run(batch) - expected).max()))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the exported network's logits differ by {difference:.2e}, more than {TOLERANCE}")
+    return difference
+
+
+def _mindir_runner(path):
+    reloaded = ms.nn.GraphCell(ms.load(str(path)))
+    return lambda batch: reloaded(ms.Tensor(batch)).asnumpy()
+
+
+def onnx_runner(path):
+    """Function float32 images (N, C, H, W) -> logits (N, K) through onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]

@@ -1,0 +1,336 @@
+"""The one training loop. It drives any `TrainCell` and never learns what a method does."""
+
+import contextlib
+import fcntl
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from model_utils import checkpoint, run_log
+from model_utils.device import broadcast_parameters
+from model_utils.errors import UserError
+from src import result
+from src.evaluate import Evaluator
+
+log = logging.getLogger("run")
+
+# Keys that may differ between a run and its continuation: they change no number.
+VOLATILE = {
+    "resume",
+    "output_dir",
+    "experiment",
+    "download",
+    "device_id",
+    "eval_batch_size",
+    "log_interval",
+    "keep_checkpoint_max",
+    "save_checkpoint_steps",
+    "eval_interval",
+    "tensorboard",
+    "plot_features",
+    "ckpt_path",
+    "result",
+    "ckpt_file",
+    "file_name",
+    "file_format",
+}
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state was saved. `status` is the process's exit status."""
+
+    def __init__(self, number):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Interrupt:
+    """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once."""
+
+    def __init__(self):
+        self.number = None
+        self.previous = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def _remember(self, number, frame):
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        log.info("%s: finishing this step and saving; once more leaves at once", signal.Signals(number).name)
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def claim(output_dir, enabled=True):
+    """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"output_dir: {folder} is a file, not a folder; choose another one") from error
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {folder}: {error.strerror}; choose another one") from error
+    if not enabled:
+        yield folder
+        return
+    try:
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 - open as long as the run lasts
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write into {folder}: {error.strerror}; choose another one"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"output_dir: another run is writing into {folder}; choose another one"
+            ) from error
+        yield folder
+
+
+class Run:
+    """One training run: its cell, its evaluator and what it writes."""
+
+    def __init__(self, cell, test_sets, config, device, started):
+        self.cell, self.test_sets, self.config, self.device = cell, test_sets, config, device
+        self.output_dir = Path(config.output_dir)
+        self.started = started
+        self.earlier_seconds = 0.0  # of the run that this one continues
+        self.step = 0  # training steps done, over all phases
+        self.trained_seconds = self.trained_samples = 0
+        self.oracle = {}
+        self.evaluator = Evaluator(cell.network, config, device)
+        self.total_steps = sum(phase.steps for phase in cell.phases)
+
+    # State
+
+    def resume(self):
+        """Fill everything from the newest good checkpoint."""
+        path, values, meta = checkpoint.newest(self.output_dir)
+        _check_same_run(meta["config"], self.config, path)
+        checkpoint.restore_state(self.cell.state(), values, path)
+        self.step, self.earlier_seconds, self.oracle = meta["step"], meta["seconds"], meta["oracle"]
+        log.info("resuming from %s after step %d of %d", path, self.step, self.total_steps)
+
+    def seconds(self):
+        """Seconds of training so far, earlier parts of a resumed run included."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def meta(self):
+        """What a checkpoint says of the run beside its parameters."""
+        return {
+            "format": 1,
+            "method": self.config.method,
+            "step": self.step,
+            "seconds": self.seconds(),
+            "oracle": self.oracle,
+            "config": self.config.as_dict(),
+        }
+
+    def save(self, required=False):
+        """Write a training checkpoint; a full disk is reported, and fatal only when `required`."""
+        broadcast_parameters([self.cell.network], self.device)
+        if not self.device.is_main:
+            return
+        path = checkpoint.step_path(self.output_dir, self.step)
+        try:
+            checkpoint.save_state(self.cell.state(), self.meta(), path)
+        except (OSError, RuntimeError) as error:
+            line = f"checkpoint {path} could not be written ({_reason(error)}); earlier ones are untouched"
+            if required:
+                raise UserError(f"{line}; make room, then continue with --resume true") from error
+            log.warning("warning: %s; trying again at the next one", line)
+            return
+        checkpoint.prune(self.output_dir, self.config.keep_checkpoint_max)
+
+    # Training
+
+    def train(self, metrics, interrupt):
+        """All phases from the current step on."""
+        begin = 0
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            unit="step",
+            disable=not (self.device.is_main and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )
+        with bar:
+            for phase in self.cell.phases:
+                if self.step < begin + phase.steps:
+                    self.cell.start_phase(phase)
+                    bar.set_description(phase.name)
+                while self.step < begin + phase.steps:
+                    self._step(phase, self.step - begin, metrics)
+                    bar.update()
+                    if interrupt.number is not None:
+                        self.save(required=True)
+                        raise Stopped(interrupt.number)
+                begin += phase.steps
+
+    def _step(self, phase, step, metrics):
+        phase.step = step
+        begun = time.perf_counter()
+        batch = phase.batch(step)
+        values = self.cell.train_step(phase, batch)
+        loss = float(values["loss"])
+        if not math.isfinite(loss):
+            self._stop_non_finite(phase, loss)
+        self.trained_seconds += time.perf_counter() - begun
+        self.trained_samples += sum(len(images) for images, _ in batch.values()) * self.device.world
+        if self.step == 0:
+            log.info("first training step done %.1f s after the start", self.seconds())
+        self.step += 1
+        epoch_ends = (step + 1) % phase.steps_per_epoch == 0 or step + 1 == phase.steps
+        if step % self.config.log_interval == 0 or epoch_ends:
+            values = {name: float(value) for name, value in values.items()}
+            log.info(self.cell.log_line(phase, values))
+            metrics.write("train", self.step, values, phase=phase.name, seconds=self.seconds())
+        self._evaluate_and_save(phase, epoch_ends, metrics)
+
+    def _evaluate_and_save(self, phase, epoch_ends, metrics):
+        interval, every = self.config.eval_interval, self.config.save_checkpoint_steps
+        last = self.step == self.total_steps
+        if last or (self.step % interval == 0 if interval else epoch_ends):
+            self.evaluate(phase, metrics)
+        if last or (self.step % every == 0 if every else epoch_ends):
+            self.save(required=last)
+
+    def _stop_non_finite(self, phase, loss):
+        kept = checkpoint.listed(self.output_dir)
+        good = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
+        raise UserError(
+            f"the loss became {loss} in phase {phase.name}, step {phase.step + 1} of {phase.steps}; {good}; "
+            "use a lower learning rate"
+        )
+
+    def evaluate(self, phase, metrics):
+        """Validation figures and test accuracies; the target's is reported, never used."""
+        broadcast_parameters([self.cell.network], self.device)
+        figures = self.cell.validate(phase)
+        if figures:
+            metrics.write("validation", self.step, figures, phase=phase.name, seconds=self.seconds())
+        accuracies = self.evaluator.accuracies(self.test_sets)
+        self.oracle = {name: max(value, self.oracle.get(name, 0)) for name, value in accuracies.items()}
+        seconds = self.seconds()
+        named = {f"{domain}_accuracy": value for domain, value in accuracies.items()}
+        metrics.write("test", self.step, named, phase=phase.name, seconds=seconds)
+        shown = ", ".join(f"{domain} {value:.4f}" for domain, value in accuracies.items())
+        log.info("step %d of %d, %.0f s: test accuracy %s", self.step, self.total_steps, seconds, shown)
+        self.accuracies = accuracies
+
+    def result(self):
+        """The content of result.json."""
+        rate = self.trained_samples / self.trained_seconds if self.trained_seconds else 0.0
+        return result.build(
+            self.config,
+            self.device,
+            self.accuracies,
+            steps=self.step,
+            seconds=self.seconds(),
+            samples_per_second=rate,
+            oracle=self.oracle,
+        )
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+
+
+def _check_same_run(before, config, path):
+    now = config.as_dict()
+    changed = [name for name in now if name not in VOLATILE and now[name] != before.get(name, now[name])]
+    if changed:
+        pairs = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
+
+
+def run(build, config, device, started):
+    """Train, evaluate and write everything a run writes.
+
+    Args:
+        build: function () -> (TrainCell, {domain: test loader}); called once the folder is ours.
+        config, device: as resolved and set up.
+        started: `time.perf_counter()` at the start of the process; what "seconds" counts from.
+
+    Returns:
+        The process's exit status: 0, or 128 + the signal's number when it was stopped by one.
+    """
+    with claim(config.output_dir, device.is_main) as folder, Interrupt() as interrupt:
+        before = checkpoint.listed(folder)
+        if before and not config.resume and device.is_main:
+            raise UserError(
+                f"output_dir: {folder} already holds a run ({before[0].name}); continue it with --resume true, "
+                "or choose another --output_dir"
+            )
+        run_log.setup(folder, device.rank, append=config.resume)
+        for note in device.notes:
+            log.info(note)
+        cell, test_sets = build()
+        this = Run(cell, test_sets, config, device, started)
+        broadcast_parameters(cell.state().values(), device)
+        if config.resume:
+            this.resume()
+        if device.is_main:
+            config.write(folder / "config.yaml")
+        metrics = run_log.Metrics(
+            folder, device.is_main, config.tensorboard, keep_until=this.step if config.resume else None
+        )
+        try:
+            return _train_and_finish(this, cell, metrics, interrupt)
+        finally:
+            metrics.close()
+
+
+def _train_and_finish(this, cell, metrics, interrupt):
+    config, device, folder = this.config, this.device, this.output_dir
+    _log_plan(cell, config)
+    plot_features = config.plot_features and device.is_main
+    if plot_features:
+        from src import plots
+
+        before = plots.collect_features(cell, this.test_sets)
+    try:
+        this.train(metrics, interrupt)
+    except Stopped as stop:
+        log.info("%s after step %d; continue with --resume true", stop, this.step)
+        return stop.status
+    if not hasattr(this, "accuracies"):
+        this.evaluate(cell.phases[-1], metrics)
+    if not device.is_main:
+        return 0
+    from src import plots
+
+    checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
+    for name, part in cell.published_files().items():
+        checkpoint.save_cell(part, folder / name)
+    plots.curves(folder)
+    if plot_features:
+        plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
+    result.write(this.result(), folder / "result.json")
+    for domain, value in this.accuracies.items():
+        log.info("%s domain accuracy: %.4f", domain, value)
+    log.info("finished %d steps in %.0f s; results in %s", this.step, this.seconds(), folder)
+    return 0
+
+
+def _log_plan(cell, config):
+    weights = sum(p.size for p in cell.network.trainable_params())
+    plan = ", ".join(f"{phase.name} {phase.steps} steps" for phase in cell.phases)
+    log.info("%s (%s): %s trainable parameters; %s", config.experiment, config.method, f"{weights:,}", plan)
+    log.debug("configuration: %s", yaml.safe_dump(config.as_dict(), default_flow_style=True))

@@ -1,0 +1,33 @@
+"""Losses shared by the methods, and gradient reversal. Logits are float32, losses in nats."""
+
+from mindspore import nn, ops
+
+
+def cross_entropy(logits, labels):
+    """Mean softmax cross-entropy. logits (N, K), labels int32 (N,) in [0, K); returns a scalar >= 0."""
+    return ops.cross_entropy(logits, labels)
+
+
+def prediction_entropy(logits):
+    """Mean entropy of the softmax predictions (Grandvalet & Bengio 2004). logits (N, K) -> scalar in [0, ln K]."""
+    log_probabilities = ops.log_softmax(logits, 1)
+    return -ops.mean(ops.sum(ops.exp(log_probabilities) * log_probabilities, 1))
+
+
+def accuracy(logits, labels):
+    """Share of rows whose largest logit is the label. logits (N, K), labels (N,) -> scalar in [0, 1]."""
+    hits = ops.cast(ops.equal(ops.cast(ops.argmax(logits, 1), labels.dtype), labels), logits.dtype)
+    return ops.mean(hits)
+
+
+class GradientReversal(nn.Cell):
+    """Identity forward; backward, the gradient times -strength (Ganin & Lempitsky 2015, section 3.1).
+
+    `strength` is a scalar Tensor: as a Python float it would recompile the graph at every new value.
+    """
+
+    def construct(self, features, strength):
+        return features
+
+    def bprop(self, features, strength, out, dout):
+        return -strength * dout, ops.zeros_like(strength)

@@ -1,0 +1,107 @@
+"""CPU operators of our own: convolutions that let oneDNN choose its memory layouts.
+
+MindSpore's CPU convolution hands oneDNN plain NCHW tensors, for which it has slow kernels only. These call the
+oneDNN library MindSpore ships, with the layouts it prefers. They live in memory only: nothing of them is in a
+checkpoint, and `plain` takes them out for an export.
+
+    prepare()             once per process, before the first operator runs
+    accelerate(network)   after a network is built
+    with plain(network):  around an export
+
+DA_CPU_OPS=0 turns them off; DA_CPU_THREADS (else OMP_NUM_THREADS) sets their number of threads.
+"""
+
+import contextlib
+import logging
+import os
+
+from src.ops import _library
+
+__all__ = ["accelerate", "plain", "prepare"]
+
+_log = logging.getLogger(__name__)
+_line = None
+_ready = False
+
+
+def prepare():
+    """Build or load the operators and choose oneDNN's instruction set; call before the first operator runs.
+
+    Never raises for what a machine lacks: without a compiler, with DA_CPU_OPS=0, or when building, loading or
+    the self-check fails, MindSpore's own operators stay in use. A value of ONEDNN_MAX_CPU_ISA that the user
+    has set is kept. Calling it again returns the same line.
+
+    Returns:
+        One line that says which operators are in use, and why.
+    """
+    global _line, _ready
+    if _line is None:
+        reason = None
+        if os.environ.get("DA_CPU_OPS", "1") == "0":
+            reason = "DA_CPU_OPS=0"
+        else:
+            try:
+                how = _library.load()
+                _ready = True
+                _line = f"CPU operator: oneDNN blocked layouts ({how})"
+            except _library.Unavailable as missing:
+                reason = str(missing)
+            except (_library.Broken, OSError) as fault:
+                reason = str(fault)
+                _log.warning("the CPU operators could not be used: %s", reason)
+        if reason is not None:
+            _line = f"CPU operator: plain MindSpore, because {reason}{_choose_plain_isa()}"
+    return _line
+
+
+def _choose_plain_isa():
+    """With AVX-512 MindSpore's own convolution takes oneDNN's reference kernel: forty times slower."""
+    chosen = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if chosen:
+        return f"; ONEDNN_MAX_CPU_ISA={chosen} as set"
+    if "avx512f" not in _library.cpu_flags():
+        return ""
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    return "; oneDNN limited to AVX2, where its plain convolution is faster"
+
+
+def accelerate(network, second_order=False):
+    """Let the eligible cells of `network` compute through the CPU operators, in place.
+
+    Parameters, their names and order, requires_grad and training mode stay what they are, and so does every
+    checkpoint. Does nothing on Ascend or GPU, or unless prepare() succeeded.
+
+    Args:
+        network: any nn.Cell.
+        second_order: whether gradients of gradients will be asked for. Without it, asking raises.
+
+    Returns:
+        The number of cells that changed.
+    """
+    import mindspore as ms
+
+    if not _ready or ms.get_context("device_target") != "CPU":
+        return 0
+    from src.ops import _conv
+
+    cells = [cell for _, cell in network.cells_and_names() if _conv.eligible(cell)]
+    for cell in cells:
+        _conv.convert(cell, second_order)
+    return len(cells)
+
+
+@contextlib.contextmanager
+def plain(network):
+    """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
+    from mindspore import nn
+
+    from src.ops import _conv
+
+    cells = [cell for _, cell in network.cells_and_names() if type(cell) is _conv.Conv2d]
+    for cell in cells:
+        cell.__class__ = nn.Conv2d
+    try:
+        yield network
+    finally:
+        for cell in cells:
+            cell.__class__ = _conv.Conv2d

@@ -1,0 +1,58 @@
+"""result.json: what a finished run, or an evaluation, says for itself."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+
+from model_utils.checkpoint import atomic
+from model_utils.errors import UserError
+
+
+def _processor():
+    """The processor's name, as the kernel gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            names = [line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=None):
+    """The JSON object of a run or evaluation.
+
+    accuracy: {domain: top-1 in [0, 1] on its test split}, of the last weights. oracle: the best value each
+    domain reached at any evaluation, chosen by test labels and named so that nobody takes it for a result.
+    """
+    return {
+        "experiment": config.experiment,
+        "method": config.method,
+        "seed": config.seed,
+        "device": device.target,
+        "processes": device.world,
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(samples_per_second, 1),
+        "accuracy": accuracy,
+        "oracle_accuracy": oracle or {},
+        "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {
+            "python": platform.python_version(),
+            "mindspore": metadata.version("mindspore"),
+            "numpy": metadata.version("numpy"),
+        },
+    }
+
+
+def write(content, path):
+    """Write a result file, whole or not at all."""
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"result {path} could not be written: {error.strerror}; choose another place"
+        ) from error

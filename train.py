@@ -1,0 +1,28 @@
+"""Train a method: python train.py [--config configs/X.yaml] [--key value …]; --help lists the keys."""
+
+import sys
+import time
+
+from model_utils import cli, config
+
+
+def main():
+    started = time.perf_counter()
+    settings = config.load(sys.argv[1:], "train.py")
+    if settings is None:
+        return 0
+    from model_utils import device
+    from src import loop
+    from src.train_cells import find_method
+
+    method = find_method(settings.method)
+    place = device.setup(settings)
+
+    def build():
+        return method.build(settings, place), method.test_sets(settings, place)
+
+    return loop.run(build, settings, place, started)
+
+
+if __name__ == "__main__":
+    cli.run(main)
