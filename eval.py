@@ -32,12 +32,13 @@ def main():
     settings = config.load(sys.argv[1:], "eval.py", checkpoint_key="ckpt_path")
     if settings is None:
         return 0
-    from model_utils import device, run_log
+    from model_utils import device, modelarts, run_log
     from src import ops, result
     from src.evaluate import Evaluator
     from src.train_cells import find_method
 
     method = find_method(settings.method)
+    settings = modelarts.prepare(settings)
     place = device.setup(settings)
     run_log.setup(rank=place.rank)
     for note in place.notes:

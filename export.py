@@ -20,7 +20,8 @@ def main():
     if not settings.ckpt_file:
         raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
     method = find_method(settings.method)
-    place = device.setup(settings)
+    # An export holds MindSpore's own operators only: take the CPU setting that suits those.
+    place = device.setup(settings.replace(cpu_operator=False))
     run_log.setup()
     network = method.build_network(settings)
     used = checkpoint.load_network(network, settings.ckpt_file)

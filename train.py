@@ -11,11 +11,12 @@ def main():
     settings = config.load(sys.argv[1:], "train.py")
     if settings is None:
         return 0
-    from model_utils import device
+    from model_utils import device, modelarts
     from src import loop
     from src.train_cells import find_method
 
     method = find_method(settings.method)
+    settings = modelarts.prepare(settings)
     place = device.setup(settings)
 
     def build():

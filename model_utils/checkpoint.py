@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.quiet import hide_errors
 
 log = logging.getLogger("run")
 
@@ -56,7 +57,7 @@ def atomic(path):
 def _write(entries, path):
     import mindspore as ms
 
-    with atomic(path) as temporary:
+    with atomic(path) as temporary, hide_errors():
         ms.save_checkpoint(entries, str(temporary), crc_check=True)
         os.chmod(temporary, 0o644)  # MindSpore makes it read-only for its owner
 
@@ -115,7 +116,7 @@ def read(path):
         raise UserError(f"checkpoint {path} must be a .ckpt file (a MindSpore checkpoint)")
     damaged = f"checkpoint {path} is damaged, cut short or no MindSpore checkpoint; use another one"
     try:
-        with _quiet_mindspore():
+        with hide_errors():
             loaded = ms.load_checkpoint(str(path), crc_check=_has_crc(path))
         values = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
     except OSError as error:
@@ -125,7 +126,7 @@ def read(path):
     meta = values.pop(META, None)
     try:
         return values, None if meta is None else json.loads(meta.tobytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(damaged) from error
 
 
@@ -134,17 +135,6 @@ def _has_crc(path):
         handle.seek(0, os.SEEK_END)
         handle.seek(max(0, handle.tell() - 17))
         return handle.read(7) == b"crc_num"
-
-
-@contextlib.contextmanager
-def _quiet_mindspore():
-    """MindSpore logs an error page before it raises; the one line of ours says it better."""
-    logger = logging.getLogger("MindSpore")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def fill(parameters, values, what, where):
@@ -178,13 +168,7 @@ def fill(parameters, values, what, where):
             "use the --config it was trained with"
         )
     for name, parameter in parameters.items():
-        parameter.set_data(ms.Tensor(values[name].astype(_numpy_type(parameter)), parameter.dtype))
-
-
-def _numpy_type(parameter):
-    import mindspore as ms
-
-    return ms.dtype_to_nptype(parameter.dtype)
+        parameter.set_data(ms.Tensor(values[name], parameter.dtype))
 
 
 def stored_config(path):
@@ -194,7 +178,10 @@ def stored_config(path):
         meta = newest(path)[2]
     else:
         _, meta = read(path)
-    return (meta or {}).get("config", {})
+    config = meta.get("config", {}) if isinstance(meta, dict) else {}
+    if config and not (isinstance(config, dict) and isinstance(config.get("method"), str)):
+        raise UserError(f"checkpoint {path}: the configuration stored in it is damaged; use another one")
+    return config
 
 
 def load_network(network, path):
@@ -234,18 +221,33 @@ def listed(output_dir):
 
 
 def newest(output_dir):
-    """(path, values, meta) of the newest good training checkpoint; damaged ones are reported and passed over."""
+    """(path, values, meta) of the newest good training checkpoint; warns of damaged ones it passes over."""
     paths = listed(output_dir)
     for path in paths:
         try:
             values, meta = read(path)
-            if meta is None or not _has_crc(path):
+            if not _is_training_meta(meta) or not _has_crc(path):
                 raise UserError(f"checkpoint {path} holds no training state, or was cut short")
             return path, values, meta
         except UserError as error:
             log.warning("warning: %s; trying the one before it", error)
     state = "none of them is good" if paths else "there is none"
     raise UserError(f"no training checkpoint to use in {Path(output_dir) / 'checkpoints'}: {state}")
+
+
+def _is_training_meta(meta):
+    kinds = {"step": int, "seconds": int | float, "oracle": dict, "config": dict}
+    return isinstance(meta, dict) and all(isinstance(meta.get(key), kind) for key, kind in kinds.items())
+
+
+def set_aside_newer(output_dir, path):
+    """Rename the damaged checkpoints newer than `path`, which a run resumes from, to `….damaged`.
+
+    Under their own names they would count as the newest, and pruning would delete good ones in their favour.
+    """
+    for newer in listed(output_dir):
+        if newer > path:
+            newer.rename(newer.with_name(newer.name + ".damaged"))
 
 
 def prune(output_dir, keep):

@@ -1,10 +1,13 @@
 """What train.py, eval.py, export.py and create_mnistm.py share: how errors reach the user."""
 
 import errno
+import os
+import signal
 import sys
 import warnings
 
 from model_utils.errors import UserError
+from model_utils.quiet import hide_warnings
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None):
@@ -14,37 +17,53 @@ def _one_line_warning(message, category, filename, lineno, file=None, line=None)
 def _mend(error):
     """One line for the operating system's refusals a user can mend, or None for the others."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full{where}: free some space or choose another --output_dir, then --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read{where}: choose a folder you own"
     return None
 
 
+def _discard_output():
+    """Send what is still buffered for standard output nowhere, so that leaving does not fail on it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _fail(line):
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
 def run(main, check_versions=True):
     """Run `main()`, a command's body, and leave the process with its exit status.
 
-    Status 0 or what `main` returns; 2 and one line on standard error for a `UserError` (and for a
-    full disk or a refused permission); any other exception is a bug and keeps its traceback, status 1.
+    Status 0 or what `main` returns; 2 and one line on standard error for a `UserError` (and for a full
+    disk or a refused permission); 130 and 141 where Ctrl-C, or the end of a reader of our output (`| head`),
+    ended it; any other exception is a bug and keeps its traceback, status 1.
     """
     warnings.showwarning = _one_line_warning
+    hide_warnings()
     try:
         if check_versions:
             from model_utils import versions
 
             versions.check()
         status = main() or 0
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error of ours, nothing left to tell.
-        sys.stderr.close()
-        status = 0
+        _discard_output()
+        status = 128 + signal.SIGPIPE
     except OSError as error:
         line = _mend(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        status = 2
+        _discard_output()
+        status = _fail(line)
     sys.exit(status)

@@ -5,6 +5,7 @@ Nothing is read or parsed at import. `load` is the only entry point of the comma
 
 import dataclasses
 import difflib
+import reprlib
 from pathlib import Path
 
 import yaml
@@ -48,10 +49,14 @@ class Key:
         except (TypeError, ValueError, OverflowError):
             parsed = None
         if parsed is None or not self._inside(parsed):
-            raise UserError(f"{name}: {value!r} ({where}) is not allowed; allowed: {self.allowed()}")
+            # Shortened: a few lines of YAML aliases can stand for a value of gigabytes.
+            shown = reprlib.repr(value)[:100]
+            raise UserError(f"{name}: {shown} ({where}) is not allowed; allowed: {self.allowed()}")
         return parsed
 
     def _convert(self, value):
+        if isinstance(value, list | dict | tuple) and not isinstance(self.default, tuple):
+            return None
         if isinstance(self.default, bool):
             text = str(value).lower()
             return True if text in TRUE else False if text in FALSE else None
@@ -64,11 +69,12 @@ class Key:
             return number if abs(number) != float("inf") and number == number else None
         if isinstance(self.default, tuple):
             items = value if isinstance(value, list | tuple) else str(value).strip("[]() ").split(",")
-            element = type(self.default[0]) if self.default else float
-            return tuple(element(item) for item in items if str(item).strip())
-        if isinstance(value, list | dict | tuple):
-            return None
+            element = Key(self.default[0] if self.default else 0.0, "")
+            parsed = tuple(element._convert(item) for item in items if str(item).strip())
+            return None if None in parsed else parsed
         text = "" if value is None else str(value)
+        if "\0" in text:  # no path or name may hold it
+            return None
         if self.choices:
             return {choice.lower(): choice for choice in self.choices}.get(text.lower())
         return text
@@ -103,7 +109,7 @@ class Config:
         raise AttributeError(f"the configuration is read-only ({name})")
 
     def as_dict(self):
-        """All keys and values, in the order of --help; tuples as lists, so that YAML and JSON can hold them."""
+        """All keys and values, in the order of --help; tuples as lists, which YAML and JSON can hold."""
         return {
             name: list(value) if isinstance(value := getattr(self, name), tuple) else value
             for name in self._names
@@ -132,13 +138,14 @@ def _unknown(name, known, where):
 def read_yaml(path):
     """The mapping in a YAML file (safe loader); UserError if it is missing, unreadable or no mapping."""
     path = Path(path)
-    if not path.is_file() and not path.is_absolute() and (ROOT / path).is_file():
-        path = ROOT / path
     try:
+        if not path.is_file() and not path.is_absolute() and (ROOT / path).is_file():
+            path = ROOT / path
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"configuration {path}: {error.strerror}; give --config an existing file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, or a date that does not exist; RecursionError: thousands of brackets.
         raise UserError(f"configuration {path} is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -147,7 +154,7 @@ def read_yaml(path):
     return {str(key): value for key, value in content.items()}
 
 
-def _read_arguments(argv):
+def read_arguments(argv):
     """['--a', '1', '--b=2', '--flag'] -> {'a': '1', 'b': '2', 'flag': True}; '-h' counts as --help."""
     given, tokens = {}, list(argv)
     while tokens:
@@ -170,6 +177,22 @@ def _schema(method):
     return {**COMMON, **find_method(method).KEYS}
 
 
+def _aliases(method):
+    """{published name: key it stands for}: those of every experiment, and a method's own."""
+    from model_utils.keys import ALIASES
+    from src.train_cells import find_method
+
+    return {**ALIASES, **getattr(find_method(method), "ALIASES", {})}
+
+
+def _own_names(layer, aliases, where):
+    """`layer` with published names replaced by the keys they stand for."""
+    twice = [alias for alias in layer if aliases.get(alias) in layer]
+    if twice:
+        raise UserError(f"{twice[0]} ({where}) is another name of {aliases[twice[0]]}; give one of them")
+    return {aliases.get(name, name): value for name, value in layer.items()}
+
+
 def _parse_layer(layer, keys, where):
     values = {}
     for name, value in layer.items():
@@ -182,9 +205,9 @@ def _parse_layer(layer, keys, where):
 
 
 def _stored(given, overlay, checkpoint_key):
-    """The recipe stored with the checkpoint that eval.py or export.py was given, so that it is not repeated."""
+    """The recipe stored with the checkpoint given to eval.py or export.py: nobody has to repeat it."""
     path = given.get(checkpoint_key) or overlay.get(checkpoint_key) if checkpoint_key else None
-    if not path or path is True:
+    if not path or not isinstance(path, str):
         return {}
     from model_utils.checkpoint import stored_config
     from model_utils.keys import COMMON
@@ -212,12 +235,12 @@ def load(argv, program="train.py", checkpoint_key=None):
     Raises:
         UserError: unknown key, wrong type, value out of range, unreadable file.
     """
-    given = _read_arguments(argv)
+    given = read_arguments(argv)
     show_help = given.pop("help", False)
-    overlay_path = given.pop("config", "")
+    overlay_path = given.pop("config", None)
     base_path = ROOT / "config.yaml"
     base = read_yaml(base_path)
-    if overlay_path is True:
+    if overlay_path is True or overlay_path == "":
         raise UserError("--config needs a file, e.g. --config configs/demo.yaml")
     overlay = read_yaml(overlay_path) if overlay_path else {}
 
@@ -231,6 +254,8 @@ def load(argv, program="train.py", checkpoint_key=None):
         recipe_of_base = _schema(base_method)
         foreign = [name for name in base if name in recipe_of_base and _is_recipe(name)]
         base = {name: value for name, value in base.items() if name not in foreign}
+    aliases = _aliases(method)
+    overlay, given = _own_names(overlay, aliases, overlay_path), _own_names(given, aliases, "command line")
     stored = {name: value for name, value in stored.items() if name in keys}
     layers = [
         (base, base_path.name),
@@ -262,9 +287,11 @@ def _is_recipe(name):
 def print_help(config, program):
     """List every key of the chosen experiment with its default, meaning and allowed values."""
     print(f"usage: python {program} [--config configs/X.yaml] [--key value …]\n")
+    aliases = _aliases(config.method)
     print(f"Keys of method {config.method}, with the defaults of this experiment ({config.experiment}):\n")
     for name, key in config.keys.items():
         value = config.as_dict()[name]
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
         shown = str(shown).lower() if isinstance(value, bool) else shown
-        print(f"  --{name} {shown}\n        {key.help} [{key.allowed()}]")
+        also = "".join(f" (or --{alias})" for alias, own in aliases.items() if own == name)
+        print(f"  --{name} {shown}{also}\n        {key.help} [{key.allowed()}]")

@@ -1,10 +1,12 @@
 """The one place for device choice, CPU settings, seeds and distribution."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 
-from model_utils.errors import UserError
+from model_utils.errors import PeerError, UserError
+from model_utils.quiet import hide_errors
 
 log = logging.getLogger("run")
 
@@ -26,13 +28,37 @@ class Device:
         return self.rank == 0
 
     def all_sum(self, *numbers):
-        """The sums of Python numbers over all ranks (float64 in, exact for counts below 2**24)."""
+        """The sums of numbers over all ranks; all ranks must call it. Exact for counts below 2**24."""
         if self.world == 1:
             return numbers
         import mindspore as ms
         from mindspore import ops
 
         return tuple(float(total) for total in ops.AllReduce()(ms.Tensor(numbers, ms.float32)).asnumpy())
+
+    @contextlib.contextmanager
+    def together(self):
+        """A block that ends on no rank before it has ended on all; all ranks must enter it.
+
+        A UserError on one rank becomes one on every rank: the others would wait for the failed one in their
+        next collective operation, on another host for minutes. No collective may be called inside.
+
+        Raises:
+            UserError: this rank's own, or PeerError, which names the ranks that failed.
+        """
+        own = None
+        try:
+            yield
+        except UserError as error:
+            own = error
+        if self.world > 1:
+            failed = [0.0] * self.world
+            failed[self.rank] = float(own is not None)
+            ranks = [rank for rank, count in enumerate(self.all_sum(*failed)) if count]
+            if ranks and own is None:
+                raise PeerError(f"stopped because of an error on rank {', '.join(map(str, ranks))}")
+        if own is not None:
+            raise own
 
 
 def _limit_cpu_isa():
@@ -45,26 +71,25 @@ def _limit_cpu_isa():
 
 def _prepare_cpu(config):
     """CPU settings of this process; returns a line that says which convolution is in use."""
-    if config.cpu_operator:
+    # The operator holds batch normalisations inside, where another process's sums cannot come in.
+    joined = config.sync_bn and _launched()
+    if config.cpu_operator and not joined:
         from src import ops
 
         return ops.prepare()
     _limit_cpu_isa()
-    return "CPU operator: plain MindSpore operators (cpu_operator is false)"
+    return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"
 
 
 def _present(target):
     """Whether MindSpore can use `target` here. Asks MindSpore quietly: its probes print pages."""
     import mindspore as ms
 
-    level = os.environ.get("GLOG_v")
     try:
-        ms.set_device(target)
+        with hide_errors():
+            ms.set_device(target)
     except (RuntimeError, ValueError):
         return False
-    finally:
-        if level is not None:
-            os.environ["GLOG_v"] = level
     return True
 
 
@@ -76,7 +101,10 @@ def _choose(wanted, device_id):
         # A node without the driver's device file cannot have the device; asking MindSpore anyway would
         # print pages of loader errors.
         if target == "CPU" or (_has_driver(target) and _present(target)):
-            ms.set_device(target, device_id if target != "CPU" else 0)
+            if target == "CPU" or _launched():
+                ms.set_device(target)  # under msrun MindSpore gives each process a device of its own
+            else:
+                ms.set_device(target, device_id)
             return target
     raise UserError(
         f"device_target: {wanted} was asked for, but MindSpore finds none on this machine; "
@@ -89,9 +117,19 @@ def _has_driver(target):
     return any(os.path.exists(path) for path in patterns[target])
 
 
+def _launched():
+    """Whether msrun started this process as one of several."""
+    return os.environ.get("MS_WORKER_NUM", "1") not in ("", "0", "1")
+
+
+def is_scheduler():
+    """Whether this is msrun's scheduler: it runs the same command, but never comes back from `setup`."""
+    return _launched() and os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
 def _distribute(target):
     """(rank, world) under msrun, else (0, 1)."""
-    if int(os.environ.get("MS_WORKER_NUM", "1")) <= 1:
+    if not _launched():
         return 0, 1
     from mindspore.communication import get_group_size, get_rank, init
 
@@ -114,7 +152,7 @@ def setup(config):
     ms.set_seed(config.seed)
     target = _choose(config.device_target, config.device_id)
     notes = [f"device: {target}" + (" (device_target auto)" if config.device_target == "auto" else "")]
-    if target == "CPU":
+    if target == "CPU" and not is_scheduler():
         notes.append(_prepare_cpu(config))
     rank, world = _distribute(target)
     if world > 1:
@@ -123,28 +161,47 @@ def setup(config):
 
 
 def gradient_reducer(parameters, device):
-    """Averages a tuple of gradients over the ranks; the identity on one process."""
+    """A function that averages a tuple of gradients over the ranks; the identity on one process.
+
+    parameters: sequence of Parameter, those of the gradients, in their order.
+    """
     if device.world == 1:
         return _identity
-    from mindspore import nn
+    from model_utils.collectives import AverageGradients
 
-    return nn.DistributedGradReducer(parameters, True, device.world)
+    return AverageGradients([parameter.shape for parameter in parameters], device.world)
 
 
 def _identity(gradients):
     return gradients
 
 
-def broadcast_parameters(cells, device):
-    """Give every rank the parameter values of rank 0. cells: iterable of nn.Cell."""
+def broadcast_parameters(cells, device, statistics_only=False):
+    """Give every rank the parameter values of rank 0.
+
+    Args:
+        cells: iterable of nn.Cell, the same on all ranks.
+        statistics_only: only what no gradient reaches, such as the running statistics of batch
+            normalisation, which each rank gathers from its own share of the data.
+    """
     if device.world == 1:
         return
-    from mindspore import ops
+    from model_utils.collectives import broadcast
 
-    send = ops.Broadcast(0)
-    for cell in cells:
-        for parameter in cell.get_parameters():
-            parameter.set_data(send((parameter,))[0])
+    parameters = [parameter for cell in cells for parameter in cell.get_parameters()]
+    broadcast([p for p in parameters if not (statistics_only and p.requires_grad)], device.rank)
+
+
+def synchronise_batch_norm(cells, config, device):
+    """With `sync_bn` and several processes: let all batch normalisation in `cells` use the joined batch.
+
+    Call it after the cells are built and before their first step. Returns the number of cells changed.
+    """
+    if not config.sync_bn or device.world == 1:
+        return 0
+    from model_utils import sync_batch_norm
+
+    return sum(sync_batch_norm.convert(cell, device.world) for cell in cells)
 
 
 def jit(function, config):

@@ -9,3 +9,7 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).split()))
+
+
+class PeerError(UserError):
+    """Another process of the run met a UserError; that one's message is the one to read."""

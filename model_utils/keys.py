@@ -18,7 +18,9 @@ COMMON = {
         "graph", "graph compiles the training step, pynative runs it op by op", choices=("graph", "pynative")
     ),
     "cpu_operator": Key(True, "on CPU: use the blocked-layout oneDNN operator where it can be built"),
+    "sync_bn": Key(False, "several processes: batch normalisation over the batches of all of them"),
     # Data
+    "dataset_path": Key("", "folder that relative *_image_root folders are looked up in; empty: this one"),
     "download": Key(False, "fetch a missing public data set into its folder"),
     "eval_batch_size": Key(500, "images per evaluation step", low=1),
     # What a run logs and keeps
@@ -29,6 +31,11 @@ COMMON = {
     "resume": Key(False, "continue from the newest good checkpoint of output_dir"),
     "tensorboard": Key(True, "write TensorBoard events"),
     "plot_features": Key(False, "draw a 2-D embedding of the features before and after training"),
+    # ModelArts
+    "enable_modelarts": Key(False, "run as a ModelArts job: copy data_url in and train_url out"),
+    "data_url": Key("", "ModelArts: where the data are, obs://bucket/folder or a folder"),
+    "train_url": Key("", "ModelArts: where output_dir is copied to, obs://bucket/folder or a folder"),
+    "local_data_path": Key("/cache/data", "ModelArts: folder on this host that data_url is copied into"),
     # eval.py
     "ckpt_path": Key("", "eval.py: a checkpoint, or a run's output_dir"),
     "result": Key("", "eval.py: write the accuracies to this JSON file"),
@@ -37,3 +44,6 @@ COMMON = {
     "file_name": Key("", "export.py: output without its ending; default: <experiment> in output_dir"),
     "file_format": Key("MINDIR", "export.py: format", choices=("MINDIR", "ONNX", "AIR")),
 }
+
+# Names that earlier releases used for a key.
+ALIASES = {"isModelArts": "enable_modelarts"}

@@ -1,11 +1,16 @@
 """What a run writes while it trains: train.log, metrics.jsonl, TensorBoard events, and the terminal."""
 
+import contextlib
 import json
 import logging
+import os
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from model_utils.checkpoint import atomic
 
 log = logging.getLogger("run")
 
@@ -66,38 +71,73 @@ class Metrics:
             if keep_until is None
             else [row for row in read_metrics(self.path) if row["step"] <= keep_until]
         )
-        self.file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed in close()
-        for row in kept:
-            self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with atomic(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            purge = None if keep_until is None else keep_until + 1
-            self.events = SummaryWriter(str(Path(output_dir) / "events"), purge_step=purge)
+            self.events = Events(Path(output_dir) / "events", keep_until)
 
     def write(self, kind, step, values, **labels):
         """Record scalars. kind: "train", "validation" or "test"; step: steps done over all phases."""
         if self.file is None:
             return
-        row = {"kind": kind, "step": step, **labels, **{name: float(value) for name, value in values.items()}}
-        try:
+        values = {name: float(value) for name, value in values.items()}
+        row = {"kind": kind, "step": step, **labels, **values}
+        with self._disk_may_be_full():
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
-        except OSError as error:
-            if not self.failed:
-                log.warning("warning: metrics.jsonl is not being written: %s", error.strerror)
-            self.failed = True
         if self.events is not None:
-            for name, value in values.items():
-                self.events.add_scalar(f"{kind}/{name}", float(value), step)
+            with self._disk_may_be_full():
+                self.events.write({f"{kind}/{name}": value for name, value in values.items()}, step)
 
     def close(self):
         """Flush and close both files."""
-        if self.file is not None:
-            self.file.close()
-        if self.events is not None:
-            self.events.close()
+        for file in (self.file, self.events):
+            if file is not None:
+                with self._disk_may_be_full():
+                    file.close()
+
+    @contextlib.contextmanager
+    def _disk_may_be_full(self):
+        """Figures that can't be written are worth a warning, once, but not the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self.failed:
+                log.warning("warning: metrics are not being written: %s", error.strerror)
+            self.failed = True
+
+
+class Events:
+    """A TensorBoard event file in `folder`, written at once.
+
+    tensorboardX's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback.
+    keep_until: on resume, the last step whose earlier events TensorBoard goes on showing.
+    """
+
+    def __init__(self, folder, keep_until=None):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        # Unique for this process: a run resumed within a second must not overwrite the file before it.
+        self.file = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+        self.event = Event
+        if keep_until is not None:
+            start = SessionLog(status=SessionLog.START)
+            self.file.write_event(Event(wall_time=time.time(), step=keep_until + 1, session_log=start))
+
+    def write(self, values, step):
+        """Append scalars, {tag: float}."""
+        from tensorboardX.summary import scalar
+
+        for tag, value in values.items():
+            self.file.write_event(self.event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+        self.file.flush()
+
+    def close(self):
+        """Flush and close the file."""
+        self.file.close()
 
 
 def read_metrics(path):

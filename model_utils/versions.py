@@ -32,7 +32,7 @@ def check():
     numpy 2 kills MindSpore's PyNative mode (`numpy.core.multiarray failed to import`), and the
     failure surfaces far from its cause, which is why this runs first.
     """
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - that is what is being told
         raise UserError(f"Python {sys.version.split()[0]} is too old: use Python 3.10, 3.11 or 3.12")
     numpy = _installed("numpy")
     if numpy and _numbers(numpy) >= (2, 0):

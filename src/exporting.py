@@ -1,6 +1,8 @@
-"""Export of the image -> logits network, each file loaded again and compared: one function for every method."""
+"""Export of the image -> logits network, for every method; each file is loaded again and compared."""
 
 import logging
+import shutil
+import tempfile
 from pathlib import Path
 
 import mindspore as ms
@@ -41,6 +43,8 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
     network.set_train(False)
     ending = ENDINGS[file_format]
     path = Path(path)
+    if not path.name:
+        raise UserError(f"file_name: {path} is a folder; name the file in it")
     path = path if path.suffix == ending else path.with_name(path.name + ending)
     writer = {"MINDIR": _write_mindir, "ONNX": _write_onnx, "AIR": _write_air}[file_format]
     try:
@@ -57,24 +61,30 @@ def _trace_input(images, batch_size):
     return ms.Tensor(np.resize(images, (count, *images.shape[1:])))
 
 
+def _mindspore_export(network, inputs, path, file_format):
+    """MindSpore refuses paths with a space or an umlaut: it gets a plain one, and the file is copied."""
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        written = Path(folder) / f"network{path.suffix}"
+        ms.export(network, inputs, file_name=str(written), file_format=file_format)
+        shutil.copyfile(written, path)
+
+
 def _write_mindir(network, images, path, batch_size):
     if batch_size is None:
         inputs = ms.Tensor(shape=[None, *images.shape[1:]], dtype=ms.float32)
     else:
         inputs = _trace_input(images, batch_size)
-    ms.export(network, inputs, file_name=str(path), file_format="MINDIR")
-    path.chmod(0o644)
+    _mindspore_export(network, inputs, path, "MINDIR")
 
 
 def _write_air(network, images, path, batch_size):
-    ms.export(network, _trace_input(images, batch_size or 1), file_name=str(path), file_format="AIR")
+    _mindspore_export(network, _trace_input(images, batch_size or 1), path, "AIR")
 
 
 def _write_onnx(network, images, path, batch_size):
     import onnx
 
-    ms.export(network, _trace_input(images, batch_size), file_name=str(path), file_format="ONNX")
-    path.chmod(0o644)
+    _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
     model = onnx.load(str(path))
     _rename(model.graph, model.graph.input[0].name, "images")
     _rename(model.graph, model.graph.output[0].name, "logits")

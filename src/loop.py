@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
+from mindspore import nn
 from tqdm import tqdm
 
 from model_utils import checkpoint, run_log
-from model_utils.device import broadcast_parameters
+from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import UserError
+from model_utils.modelarts import Outbox
 from src import result
 from src.evaluate import Evaluator
 
@@ -27,6 +30,11 @@ VOLATILE = {
     "output_dir",
     "experiment",
     "download",
+    "dataset_path",
+    "enable_modelarts",
+    "data_url",
+    "train_url",
+    "local_data_path",
     "device_id",
     "eval_batch_size",
     "log_interval",
@@ -52,7 +60,11 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once."""
+    """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once.
+
+    MindSpore takes SIGINT for itself when it compiles or runs a graph, and turns it into SIGTERM; hence
+    `listen` before every step. After a Ctrl-C the exit status is 130 or 143, whichever got through.
+    """
 
     def __init__(self):
         self.number = None
@@ -60,8 +72,14 @@ class Interrupt:
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._remember)
+            self.previous[number] = signal.getsignal(number)
+        self.listen()
         return self
+
+    def listen(self):
+        """Take both signals (back)."""
+        for number in self.previous:
+            signal.signal(number, self._remember)
 
     def _remember(self, number, frame):
         if self.number is not None:
@@ -103,6 +121,18 @@ def claim(output_dir, enabled=True):
         yield folder
 
 
+def start_phase(cell, phase):
+    """Put every network of `cell` into training mode, then let the method prepare the phase.
+
+    MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
+    statistics, and a compiled step keeps the mode it was compiled in.
+    """
+    for part in cell.state().values():
+        if not isinstance(part, nn.Optimizer):
+            part.set_train(True)
+    cell.start_phase(phase)
+
+
 class Run:
     """One training run: its cell, its evaluator and what it writes."""
 
@@ -115,17 +145,27 @@ class Run:
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
         self.evaluator = Evaluator(cell.network, config, device)
+        self.outbox = Outbox(config, enabled=device.is_main)
         self.total_steps = sum(phase.steps for phase in cell.phases)
 
     # State
 
     def resume(self):
-        """Fill everything from the newest good checkpoint."""
+        """Fill everything from the newest good checkpoint (rank 0; `share_state` tells the others)."""
         path, values, meta = checkpoint.newest(self.output_dir)
         _check_same_run(meta["config"], self.config, path)
+        processes = meta.get("processes", self.device.world)
+        if processes != self.device.world:
+            raise UserError(f"resume: {path} was trained with {processes} processes, not {self.device.world}")
         checkpoint.restore_state(self.cell.state(), values, path)
+        checkpoint.set_aside_newer(self.output_dir, path)
         self.step, self.earlier_seconds, self.oracle = meta["step"], meta["seconds"], meta["oracle"]
         log.info("resuming from %s after step %d of %d", path, self.step, self.total_steps)
+
+    def share_state(self):
+        """Give every rank the parameters and the step of rank 0, fresh or resumed; all ranks must call it."""
+        broadcast_parameters(self.cell.state().values(), self.device)
+        self.step = int(self.device.all_sum(self.step if self.device.is_main else 0)[0])
 
     def seconds(self):
         """Seconds of training so far, earlier parts of a resumed run included."""
@@ -139,14 +179,21 @@ class Run:
             "step": self.step,
             "seconds": self.seconds(),
             "oracle": self.oracle,
+            "processes": self.device.world,
             "config": self.config.as_dict(),
         }
 
     def save(self, required=False):
-        """Write a training checkpoint; a full disk is reported, and fatal only when `required`."""
-        broadcast_parameters([self.cell.network], self.device)
-        if not self.device.is_main:
-            return
+        """Write a training checkpoint (rank 0); all ranks must call it.
+
+        A full disk is reported, and fatal only when `required`; no rank goes on before such a one is written.
+        """
+        broadcast_parameters([self.cell.network], self.device, statistics_only=True)
+        with self.device.together() if required else contextlib.nullcontext():
+            if self.device.is_main:
+                self._write_checkpoint(required)
+
+    def _write_checkpoint(self, required):
         path = checkpoint.step_path(self.output_dir, self.step)
         try:
             checkpoint.save_state(self.cell.state(), self.meta(), path)
@@ -157,6 +204,7 @@ class Run:
             log.warning("warning: %s; trying again at the next one", line)
             return
         checkpoint.prune(self.output_dir, self.config.keep_checkpoint_max)
+        self.outbox.send()
 
     # Training
 
@@ -173,15 +221,26 @@ class Run:
         with bar:
             for phase in self.cell.phases:
                 if self.step < begin + phase.steps:
-                    self.cell.start_phase(phase)
+                    phase.step = self.step - begin  # 0 unless the run resumes inside the phase
+                    start_phase(self.cell, phase)
                     bar.set_description(phase.name)
                 while self.step < begin + phase.steps:
+                    interrupt.listen()
                     self._step(phase, self.step - begin, metrics)
                     bar.update()
-                    if interrupt.number is not None:
+                    number = self._agreed(interrupt)
+                    if number is not None:
                         self.save(required=True)
-                        raise Stopped(interrupt.number)
+                        raise Stopped(number)
                 begin += phase.steps
+
+    def _agreed(self, interrupt):
+        """The signal to stop for, or None; the same on all ranks, whenever it reaches each of them."""
+        if self.device.world == 1:
+            return interrupt.number
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        counts = self.device.all_sum(*(float(interrupt.number == number) for number in numbers))
+        return next((number for number, count in zip(numbers, counts, strict=True) if count), None)
 
     def _step(self, phase, step, metrics):
         phase.step = step
@@ -190,7 +249,7 @@ class Run:
         values = self.cell.train_step(phase, batch)
         loss = float(values["loss"])
         if not math.isfinite(loss):
-            self._stop_non_finite(phase, loss)
+            self._stop_non_finite(phase, f"the loss became {loss}")
         self.trained_seconds += time.perf_counter() - begun
         self.trained_samples += sum(len(images) for images, _ in batch.values()) * self.device.world
         if self.step == 0:
@@ -206,22 +265,33 @@ class Run:
     def _evaluate_and_save(self, phase, epoch_ends, metrics):
         interval, every = self.config.eval_interval, self.config.save_checkpoint_steps
         last = self.step == self.total_steps
+        saves = last or (self.step % every == 0 if every else epoch_ends)
+        if saves:
+            self._check_finite_weights(phase)
         if last or (self.step % interval == 0 if interval else epoch_ends):
             self.evaluate(phase, metrics)
-        if last or (self.step % every == 0 if every else epoch_ends):
+        if saves:
             self.save(required=last)
 
-    def _stop_non_finite(self, phase, loss):
-        kept = checkpoint.listed(self.output_dir)
-        good = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
+    def _check_finite_weights(self, phase):
+        """The loss of a step is that of the weights before it; what is saved are those after it."""
+        for parameter in self.cell.network.get_parameters():
+            if not np.isfinite(parameter.asnumpy()).all():
+                self._stop_non_finite(phase, f"{parameter.name} became infinite or not a number")
+
+    def _stop_non_finite(self, phase, what):
+        # A checkpoint written after the last finite loss holds the weights that gave the one that is not.
+        now = checkpoint.step_path(self.output_dir, self.step)
+        good = [path for path in checkpoint.listed(self.output_dir) if path < now]
+        kept = f"the last good checkpoint is {good[0]}" if good else "there is no good checkpoint"
         raise UserError(
-            f"the loss became {loss} in phase {phase.name}, step {phase.step + 1} of {phase.steps}; {good}; "
-            "use a lower learning rate"
+            f"{what} in phase {phase.name}, step {phase.step + 1} of {phase.steps}; {kept}; "
+            "start again with a lower learning rate and another --output_dir"
         )
 
     def evaluate(self, phase, metrics):
         """Validation figures and test accuracies; the target's is reported, never used."""
-        broadcast_parameters([self.cell.network], self.device)
+        broadcast_parameters([self.cell.network], self.device, statistics_only=True)
         figures = self.cell.validate(phase)
         if figures:
             metrics.write("validation", self.step, figures, phase=phase.name, seconds=self.seconds())
@@ -260,6 +330,19 @@ def _check_same_run(before, config, path):
         raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
 
 
+def _check_folder(folder, config):
+    before = checkpoint.listed(folder)
+    if before and not config.resume:
+        raise UserError(
+            f"output_dir: {folder} already holds a run ({before[0].name}); "
+            "continue it with --resume true, or choose another --output_dir"
+        )
+    if config.resume and not before:
+        raise UserError(f"resume: {folder} holds no checkpoint to continue from; leave out --resume true")
+    for leftover in (folder / "checkpoints").glob(".step-*"):
+        leftover.unlink()  # of a run that was killed while it wrote; the folder is ours alone now
+
+
 def run(build, config, device, started):
     """Train, evaluate and write everything a run writes.
 
@@ -271,30 +354,38 @@ def run(build, config, device, started):
     Returns:
         The process's exit status: 0, or 128 + the signal's number when it was stopped by one.
     """
-    with claim(config.output_dir, device.is_main) as folder, Interrupt() as interrupt:
-        before = checkpoint.listed(folder)
-        if before and not config.resume and device.is_main:
-            raise UserError(
-                f"output_dir: {folder} already holds a run ({before[0].name}); continue it with --resume true, "
-                "or choose another --output_dir"
-            )
-        run_log.setup(folder, device.rank, append=config.resume)
-        for note in device.notes:
-            log.info(note)
-        cell, test_sets = build()
-        this = Run(cell, test_sets, config, device, started)
-        broadcast_parameters(cell.state().values(), device)
-        if config.resume:
-            this.resume()
+    with contextlib.ExitStack() as stack:
+        with device.together():
+            folder = stack.enter_context(claim(config.output_dir, device.is_main))
+            interrupt = stack.enter_context(Interrupt())
+            if device.is_main:
+                _check_folder(folder, config)
+        with device.together():
+            run_log.setup(folder, device.rank, append=config.resume)
+            for note in device.notes:
+                log.info(note)
+            cell, test_sets = build()
+            synchronise_batch_norm(cell.state().values(), config, device)
+            this = Run(cell, test_sets, config, device, started)
+            if config.resume and device.is_main:
+                this.resume()
+        this.share_state()
         if device.is_main:
             config.write(folder / "config.yaml")
         metrics = run_log.Metrics(
             folder, device.is_main, config.tensorboard, keep_until=this.step if config.resume else None
         )
         try:
-            return _train_and_finish(this, cell, metrics, interrupt)
+            status = _train_and_finish(this, cell, metrics, interrupt)
+        except Exception:
+            this.outbox.send()
+            raise
         finally:
             metrics.close()
+        # No rank leaves before the last copy is out: msrun would end the others.
+        with device.together() if config.enable_modelarts else contextlib.nullcontext():
+            this.outbox.finish()
+        return status
 
 
 def _train_and_finish(this, cell, metrics, interrupt):

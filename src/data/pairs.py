@@ -19,7 +19,7 @@ def keys(source, source_root, target, target_root):
         "target_image_root": Key(target_root, "folder of the target data set"),
         "validation_size": Key(
             1000,
-            "images held out of each domain's training split for the validation figures (the target's without labels)",
+            "images held out of each training split for the validation figures (the target's without labels)",
             low=0,
         ),
         "source_augment": Key("none", "augmentation of source training images", choices=CHOICES),
@@ -35,12 +35,18 @@ def _load(config, side, split):
     return loaded
 
 
-def train_loaders(config, device, channels=3, size=28):
-    """({"source": loader, "target": loader without labels}, the same of held-out data or None; a target's labels are -1)."""
+def train_loaders(config, device, channels=3, size=28, select=None):
+    """({"source": loader, "target": loader without labels}, the same of held-out data or None).
+
+    The target's held-out labels are -1.
+
+    select: None, or a function (split, side) -> split that thins out a training split before anything else.
+    """
     training, held_out = {}, {}
     for side in ("source", "target"):
+        whole = _load(config, side, "train")
         split, validation = split_validation(
-            _load(config, side, "train"), config.validation_size, config.seed
+            select(whole, side) if select else whole, config.validation_size, config.seed
         )
         training[side] = TrainLoader(
             split,

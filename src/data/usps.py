@@ -22,6 +22,7 @@ URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#u
 PIXELS = 256
 MAX_TEXT_BYTES = 2**28  # the training text has 14 MB
 TOLERANCE = 1e-3
+LARGEST_BACKGROUND = 0.25  # of the darkest pixel of a whole file; text in 0..1 would read as 0.5..1
 
 
 def load(root, split, download=False):
@@ -58,6 +59,11 @@ def _finish(labels, ink, path):
         row = np.flatnonzero(~np.all((ink >= -TOLERANCE) & (ink <= 1 + TOLERANCE), axis=1))[0]
         raise UserError(
             f"{path}: pixel value out of range in sample {row + 1}; replace it by a complete copy"
+        )
+    if ink.min() > LARGEST_BACKGROUND:
+        raise UserError(
+            f"{path}: no background in any sample: the pixel values are in another range than the format's "
+            "(0..1 in place of -1..1?); replace it by the published file"
         )
     labels = check_digits(labels, path)
     images = np.rint(np.clip(ink, 0, 1) * 255).astype(np.uint8).reshape(-1, 16, 16)

@@ -5,6 +5,8 @@
 
 from mindspore import nn, ops
 
+from src.ops.chain import Chain
+
 FEATURES = 800  # 50 channels of 4x4
 FEATURE_MAP = (50, 8, 8)  # where the backbone's dropout sits
 HIDDEN = 100
@@ -35,7 +37,8 @@ class InputNorm(nn.Cell):
 class Backbone(nn.Cell):
     """Two convolutions; float32 (N, 3, 28, 28) in [0, 1] -> features (N, 800).
 
-    `keep` is the dropout mask (N, 50, 8, 8) from `src.noise.keep_mask`, or None for no dropout.
+    `keep` is the dropout mask from `src.noise.keep_mask`, (N, 50, 8, 8) or, to drop whole channels,
+    (N, 50, 1, 1); None for no dropout.
     """
 
     def __init__(self, input_norm="none"):
@@ -48,10 +51,12 @@ class Backbone(nn.Cell):
         self.pool = nn.MaxPool2d(2, 2)
         self.relu = nn.ReLU()
         self.flatten = nn.Flatten()
+        # Which cells follow each other: on a CPU each chain runs as one operator (src/ops).
+        self.stage1 = Chain(self.conv1, self.bn1, self.pool, self.relu)
+        self.stage2 = Chain(self.conv2, self.bn2)
 
     def construct(self, images, keep=None):
-        x = self.relu(self.pool(self.bn1(self.conv1(self.norm(images)))))
-        x = self.bn2(self.conv2(x))
+        x = self.stage2(self.stage1(self.norm(images)))
         if keep is not None:
             x = x * keep
         return self.flatten(self.relu(self.pool(x)))

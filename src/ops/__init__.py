@@ -1,14 +1,15 @@
 """CPU operators of our own: convolutions that let oneDNN choose its memory layouts.
 
-MindSpore's CPU convolution hands oneDNN plain NCHW tensors, for which it has slow kernels only. These call the
-oneDNN library MindSpore ships, with the layouts it prefers. They live in memory only: nothing of them is in a
-checkpoint, and `plain` takes them out for an export.
+MindSpore's CPU convolution hands oneDNN plain NCHW tensors, for which it has slow kernels only. These call
+the oneDNN library MindSpore ships, with the layouts it prefers. They live in memory only: nothing of them is
+in a checkpoint, and `plain` takes them out for an export.
 
     prepare()             once per process, before the first operator runs
     accelerate(network)   after a network is built
     with plain(network):  around an export
 
-DA_CPU_OPS=0 turns them off; DA_CPU_THREADS (else OMP_NUM_THREADS) sets their number of threads.
+DA_CPU_OPS=0 turns them off, DA_CPU_OPS=conv leaves single convolutions only; DA_CPU_THREADS (else
+OMP_NUM_THREADS) sets their number of threads.
 """
 
 import contextlib
@@ -36,6 +37,9 @@ def prepare():
     """
     global _line, _ready
     if _line is None:
+        # MindSpore hands a compiled step to another thread and then spins on a core until it is done; made to
+        # run it itself, the calling thread sleeps instead and leaves the core to the operators.
+        os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
         reason = None
         if os.environ.get("DA_CPU_OPS", "1") == "0":
             reason = "DA_CPU_OPS=0"
@@ -68,6 +72,10 @@ def _choose_plain_isa():
 def accelerate(network, second_order=False):
     """Let the eligible cells of `network` compute through the CPU operators, in place.
 
+    Every nn.Conv2d is eligible. Where an nn.SequentialCell or a `chain.Chain` has one followed by
+    BatchNorm2d, MaxPool2d (pad_mode "valid"), ReLU or ReLU6, these run as one operator, which saves most of
+    their time.
+
     Parameters, their names and order, requires_grad and training mode stay what they are, and so does every
     checkpoint. Does nothing on Ascend or GPU, or unless prepare() succeeded.
 
@@ -76,18 +84,31 @@ def accelerate(network, second_order=False):
         second_order: whether gradients of gradients will be asked for. Without it, asking raises.
 
     Returns:
-        The number of cells that changed.
+        The number of convolutions that changed.
     """
     import mindspore as ms
 
     if not _ready or ms.get_context("device_target") != "CPU":
         return 0
-    from src.ops import _conv
+    from src.ops import _conv, _stage
 
     cells = [cell for _, cell in network.cells_and_names() if _conv.eligible(cell)]
     for cell in cells:
         _conv.convert(cell, second_order)
+    if os.environ.get("DA_CPU_OPS") != "conv":
+        for container in _containers(network):
+            _stage.fuse(container)
     return len(cells)
+
+
+def _containers(network):
+    """The cells of `network` that say which cells follow each other."""
+    from mindspore import nn
+
+    from src.ops.chain import Chain
+
+    kinds = (nn.SequentialCell, Chain)
+    return [cell for _, cell in network.cells_and_names() if type(cell) in kinds]
 
 
 @contextlib.contextmanager
@@ -95,13 +116,16 @@ def plain(network):
     """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
     from mindspore import nn
 
-    from src.ops import _conv
+    from src.ops import _conv, _stage
 
     cells = [cell for _, cell in network.cells_and_names() if type(cell) is _conv.Conv2d]
+    containers = [(container, _stage.restore(container)) for container in _containers(network)]
     for cell in cells:
         cell.__class__ = nn.Conv2d
     try:
         yield network
     finally:
+        for container, fused in containers:
+            object.__setattr__(container, "cell_list", fused)
         for cell in cells:
             cell.__class__ = _conv.Conv2d

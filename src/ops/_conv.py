@@ -61,50 +61,61 @@ class Geometry:
         return [size]
 
 
-def _refuse3(a, b, geometry, out, dout):
+def refuse3(a, b, geometry, out, dout):
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
 
-def _refuse4(a, b, c, geometry, out, dout):
+def refuse4(a, b, c, geometry, out, dout):
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
 
-def _refuse5(a, b, c, d, geometry, out, dout):
+def refuse5(a, b, c, d, geometry, out, dout):
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
 
-def _operator(function, shapes, refuse, outputs=1):
-    """One compiled function. Differentiating it directly raises: the cells below know the gradients."""
+def operator(function, variant, shapes, refuse, outputs=1):
+    """One compiled function. Differentiating it directly raises: the cells below know the gradients.
+
+    ``variant`` is whatever the output shapes depend on besides the input shapes: MindSpore remembers shapes
+    by attributes and inputs, and would mix up two operators that differ in nothing it can see.
+    """
     dtypes = ms.float32 if outputs == 1 else (ms.float32,) * outputs
 
     def infer_dtype(*_):
         return dtypes
 
-    return ops.Custom(f"{_library.path()}:{function}", shapes, infer_dtype, "aot", bprop=refuse)
+    custom = ops.Custom(f"{_library.path()}:{function}", shapes, infer_dtype, "aot", bprop=refuse)
+    custom.add_prim_attr("variant", str(variant))
+    return custom
 
 
 def _forward(geometry):
     if geometry.values[-1]:
-        return _operator("conv_forward", lambda x, w, b, g: geometry.output(x), _refuse4)
-    return _operator("conv_forward", lambda x, w, g: geometry.output(x), _refuse3)
+        return operator("conv_forward", geometry.values, lambda x, w, b, g: geometry.output(x), refuse4)
+    return operator("conv_forward", geometry.values, lambda x, w, g: geometry.output(x), refuse3)
 
 
 def _backward_data(geometry):
-    return _operator("conv_backward_data", lambda x, w, dy, converted, g: x, _refuse5)
+    return operator("conv_backward_data", geometry.values, lambda x, w, dy, converted, g: x, refuse5)
 
 
 def _backward_weights(geometry):
     """-> dw, [db], dy converted."""
     weight = list(geometry.weight)
     if geometry.values[-1]:
-        return _operator(
+        return operator(
             "conv_backward_weights",
+            (geometry.values, geometry.weight),
             lambda x, dy, g: (weight, weight[:1], geometry.converted(x)),
-            _refuse3,
+            refuse3,
             outputs=3,
         )
-    return _operator(
-        "conv_backward_weights", lambda x, dy, g: (weight, geometry.converted(x)), _refuse3, outputs=2
+    return operator(
+        "conv_backward_weights",
+        (geometry.values, geometry.weight),
+        lambda x, dy, g: (weight, geometry.converted(x)),
+        refuse3,
+        outputs=2,
     )
 
 
@@ -240,4 +251,5 @@ def convert(cell, second_order):
     # Past nn.Cell's own bookkeeping: the network's cells, parameters and their order stay as they are.
     object.__setattr__(cell, "convolution", convolution)
     object.__setattr__(cell, "fused_bias", fused_bias)
+    object.__setattr__(cell, "twice", second_order)
     cell.__class__ = Conv2d

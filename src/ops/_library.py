@@ -38,7 +38,7 @@ def handle():
 
 
 def threads():
-    """Threads the operators use: DA_CPU_THREADS, else OMP_NUM_THREADS, else this process's share of the cores."""
+    """Threads to use: DA_CPU_THREADS, else OMP_NUM_THREADS, else this process's share of the cores."""
     for name in ("DA_CPU_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(name, "").split(",")[0].strip()
         if value.isdigit() and int(value) > 0:
@@ -102,7 +102,7 @@ def _cache_folder():
 
 
 def _intact(name):
-    """Whether the file ends in the SHA-256 of what precedes it. Loading a damaged one could kill the process."""
+    """Whether the file ends in the SHA-256 of the rest. Loading a damaged one could kill the process."""
     try:
         with open(name, "rb") as file:
             content = file.read()
@@ -184,9 +184,29 @@ def load():
     reason = library.da_start(os.fsencode(onednn), threads()).decode()
     if reason:
         raise Unavailable(reason)
+    _self_check(library)
     _loaded = (library, name)
     width = "AVX-512" if library.da_block() == 16 else "AVX2"
     return f"{width}, {threads()} thread{'s' if threads() > 1 else ''}, {how}"
+
+
+def _self_check(library):
+    """One small convolution against its definition; raises Broken when they differ."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, 6, 5), (4, 3, 3, 2), (4,)))
+    geometry = np.array((1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1), np.int64)
+    y = np.zeros((2, 4, 4, 4), np.float32)
+    patches = np.lib.stride_tricks.sliding_window_view(x, (3, 2), (2, 3))
+    expected = np.einsum("nchwij,ocij->nohw", patches, w) + b[:, None, None]
+    arrays = (x, w, b, geometry, y)
+    data = (ctypes.c_void_p * 5)(*(array.ctypes.data for array in arrays))
+    dims = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+    shapes = (ctypes.c_void_p * 5)(*(ctypes.addressof(shape) for shape in dims))
+    failed = library.conv_forward(5, data, None, shapes, None, None, None)
+    if failed or np.abs(y - expected).max() > 1e-5 * np.abs(expected).max():
+        raise Broken("a convolution made to check the operators gave a wrong result")
 
 
 def _remove_at_exit(folder):

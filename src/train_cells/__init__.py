@@ -7,6 +7,7 @@ A method is one module of this package. It holds the loss cells, a subclass of `
     test_sets(config, device) -> dict         {domain: loader over this process's share of the test split}
     build(config, device) -> TrainCell        everything a training run needs
     published_parts(network, config)          optional: {key: (cell, file)} of checkpoints in several files
+    ALIASES: dict[str, str]                   optional: {published option name: key it stands for}
 
 Nothing else in the repository knows how many methods there are.
 """
@@ -30,7 +31,7 @@ class Phase:
         steps_per_epoch: how many of them make an epoch (logging, evaluation, checkpoints).
         loaders: {domain: loader}; `loader.batch(step)` gives that step's (images, labels), a pure
             function of the step, so that a resumed run needs no iterator state.
-        step: the step being trained, 0-based; the loop sets it before every `train_step`.
+        step: the step being trained, 0-based; the loop sets it before `start_phase` and every `train_step`.
     """
 
     name: str
@@ -61,7 +62,7 @@ class TrainCell:
         raise NotImplementedError
 
     def start_phase(self, phase):
-        """Called before a phase's first step, and when a run is resumed inside it."""
+        """Called before a phase's first step (`phase.step` is 0), and when a run resumes inside it (> 0)."""
 
     def validate(self, phase):
         """Scalars on held-out training data, by name; never anything that reads a target label."""

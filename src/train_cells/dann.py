@@ -26,12 +26,18 @@ KEYS = {
     "lr_schedule": Key("constant", "learning rate over a phase", choices=("constant", ONE_CYCLE)),
     "weight_decay": Key(1e-5, "L2 penalty of all weights", low=0, below=1),
     "dropout": Key(0.5, "dropout probability in backbone and class classifier", low=0, below=1),
+    "dropout_kind": Key(
+        "element",
+        "what the backbone's dropout drops: single elements, or whole channels (Tompson et al. 2015)",
+        choices=("element", "channel"),
+    ),
     "adversary": Key(
         "reversal",
         "reversal: one step through a gradient reversal layer; alternate: discriminator and backbone in turn",
         choices=("reversal", "alternate"),
     ),
-    "gamma": Key(10.0, "how fast the adversary's weight λ(p) = 2/(1+exp(-gamma·p)) - 1 grows", low=0),
+    "gamma": Key(10.0, "how fast λ(p) = lambda_max·(2/(1+exp(-gamma·p)) - 1) grows over the phase", low=0),
+    "lambda_max": Key(1.0, "what λ grows towards: the adversary's weight in the backbone", low=0),
     "input_norm": Key(
         "none",
         "instance: each image to mean 0 and deviation 1 per channel; none: only [0, 1] to [-1, 1]",
@@ -255,7 +261,8 @@ class DannTrainCell(TrainCell):
         rates = self._set_learning_rates(phase)
         if phase.name == "pretrain":
             return {**self._pretrain_step(phase, batch), **rates}
-        strength = reversal_strength(phase.step / max(1, phase.steps), self.config.gamma)
+        progress = phase.step / max(1, phase.steps)
+        strength = self.config.lambda_max * reversal_strength(progress, self.config.gamma)
         return {**self._adapt_step(phase, batch, strength), **rates, "lambda": strength}
 
     def _set_learning_rates(self, phase):
@@ -269,7 +276,8 @@ class DannTrainCell(TrainCell):
 
     def _masks(self, phase, rows):
         rng = noise.generator(self.config.seed, f"dropout {phase.name}", phase.step, self.device.rank)
-        shapes = ((rows, *FEATURE_MAP), (rows, HIDDEN))
+        channel = self.config.dropout_kind == "channel"
+        shapes = ((rows, FEATURE_MAP[0], 1, 1) if channel else (rows, *FEATURE_MAP), (rows, HIDDEN))
         return [ms.Tensor.from_numpy(noise.keep_mask(rng, shape, self.config.dropout)) for shape in shapes]
 
     def _pretrain_step(self, phase, batch):

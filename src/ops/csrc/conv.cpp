@@ -2,6 +2,9 @@
 
 namespace da {
 namespace {
+// Shapes remembered, per kind.  The caches are never destroyed: oneDNN may be gone before they would be.
+constexpr size_t kPrimitives = 256;
+
 dim_t extent(dim_t in, dim_t kernel, dim_t stride, dim_t dilation, dim_t pad) {
     return (in + pad - dilation * (kernel - 1) - 1) / stride + 1;
 }
@@ -141,7 +144,7 @@ void BackwardData::run(const void *dy, const void *w, void *dx) const {
 }
 
 std::shared_ptr<Forward> forward(const Problem &p, int y_tag) {
-    static Cache<Forward> cache(256);
+    static auto &cache = *new Cache<Forward>(kPrimitives);
     return cache.get(p.key(y_tag), [&] {
         Concurrency width;
         return std::make_shared<Forward>(p, y_tag);
@@ -149,7 +152,7 @@ std::shared_ptr<Forward> forward(const Problem &p, int y_tag) {
 }
 
 std::shared_ptr<BackwardWeights> backward_weights(const Problem &p, int dy_tag) {
-    static Cache<BackwardWeights> cache(256);
+    static auto &cache = *new Cache<BackwardWeights>(kPrimitives);
     return cache.get(p.key(dy_tag), [&] {
         Concurrency width;
         return std::make_shared<BackwardWeights>(p, dy_tag);
@@ -157,7 +160,7 @@ std::shared_ptr<BackwardWeights> backward_weights(const Problem &p, int dy_tag) 
 }
 
 std::shared_ptr<BackwardData> backward_data(const Problem &p, int dy_tag) {
-    static Cache<BackwardData> cache(256);
+    static auto &cache = *new Cache<BackwardData>(kPrimitives);
     return cache.get(p.key(dy_tag), [&] {
         if (dy_tag == kNchw) {
             Concurrency width;

@@ -177,7 +177,7 @@ void parallel(int n, const std::function<void(int)> &fn) { pool().run(n, fn); }
 
 namespace {
 std::mutex free_mutex;
-std::multimap<size_t, void *> free_buffers;
+auto &free_buffers = *new std::multimap<size_t, void *>;  // threads may outlive static objects
 size_t free_bytes = 0;
 constexpr size_t kKeep = size_t(512) << 20;  // kept for reuse at most
 }  // namespace

@@ -1,0 +1,176 @@
+"""The rank table: which process runs on which Ascend device of which host, as HCCL's JSON file says it.
+
+    {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [
+        {"server_id": "10.0.0.1", "device": [
+            {"device_id": "0", "device_ip": "192.1.27.6", "rank_id": "0"}, …]}]}
+
+Numbers may be written as numbers or as text. Source: HCCL's documentation of the ranktable file, version 1.0.
+"""
+
+import dataclasses
+import ipaddress
+import json
+import re
+import socket
+from pathlib import Path
+
+from model_utils.errors import UserError
+
+MAX_BYTES = 4 * 2**20  # 10,000 devices take 1 MB
+MAX_RANKS = 65536
+MAX_DEVICE_ID = 1023
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One server of the table: its id (usually its address), its first rank, device ids in rank order."""
+
+    server_id: str
+    first_rank: int
+    devices: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class RankTable:
+    """A checked rank table. `hosts` are in rank order, each with the same number of devices."""
+
+    path: Path
+    hosts: tuple
+
+    @property
+    def ranks(self):
+        """The number of processes on all hosts."""
+        return sum(len(host.devices) for host in self.hosts)
+
+    def node_rank(self):
+        """The index in `hosts` of the machine this runs on.
+
+        Raises:
+            UserError: no server_id is one of this machine's addresses or names.
+        """
+        here = _names_of_this_machine()
+        for index, host in enumerate(self.hosts):
+            if host.server_id in here:
+                return index
+        servers = ", ".join(host.server_id for host in self.hosts[:4]) + (
+            ", …" if len(self.hosts) > 4 else ""
+        )
+        raise UserError(
+            f"rank table {self.path} has no entry for this host ({', '.join(sorted(here)[:4])}), only for "
+            f"{servers}; correct server_id, or say which entry this is with --node_rank N"
+        )
+
+
+def _names_of_this_machine():
+    import psutil
+
+    interfaces = psutil.net_if_addrs().values()
+    families = (socket.AF_INET, socket.AF_INET6)
+    addresses = {entry.address for entries in interfaces for entry in entries if entry.family in families}
+    # An IPv6 address on one link carries its interface: fe80::1%eth0.
+    return {address.split("%")[0] for address in addresses} | {socket.gethostname()}
+
+
+def read(path):
+    """Read and check a rank table.
+
+    Raises:
+        UserError: unreadable, no rank table, or one that no job could run with; it says what is wrong where.
+    """
+    path = Path(path)
+    table = _parse(path)
+    if not isinstance(table, dict) or not isinstance(table.get("server_list"), list):
+        raise _wrong(path, "it must be a JSON object with a server_list")
+    if str(table.get("version", "1.0")) != "1.0":
+        raise _wrong(path, f"version is {table['version']!r:.40}; version 1.0 is supported")
+    if table.get("status") != "completed":
+        raise _wrong(
+            path, f"status is {table.get('status')!r:.40}, not 'completed'; wait until it is complete"
+        )
+    servers = table["server_list"]
+    count = _number(path, table.get("server_count"), "server_count", MAX_RANKS)
+    if count != len(servers) or not servers:
+        raise _wrong(path, f"server_count is {count}, but server_list has {len(servers)} entries")
+    hosts = tuple(_host(path, server, index) for index, server in enumerate(servers))
+    return RankTable(path, _check(path, sorted(hosts, key=lambda host: host.first_rank)))
+
+
+def _wrong(path, what):
+    return UserError(f"rank table {path}: {what}")
+
+
+def _parse(path):
+    try:
+        with open(path, "rb") as handle:
+            content = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"rank table {path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise _wrong(path, f"it is larger than {MAX_BYTES // 2**20} MiB: no rank table")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, f"it is not valid JSON ({error})") from error
+
+
+def _number(path, value, name, limit):
+    """A whole number from 0 to `limit`, written as a number or as text."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > limit:
+        raise _wrong(path, f"{name} is {value!r:.40}; it must be a whole number from 0 to {limit}")
+    return int(text)
+
+
+def _host(path, server, index):
+    where = f"server_list[{index}]"
+    if not isinstance(server, dict) or not isinstance(server.get("device"), list) or not server["device"]:
+        raise _wrong(path, f"{where} must be an object with a device list that is not empty")
+    name = server.get("server_id")
+    # It becomes a command-line argument: an address or a host name and nothing else.
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.:_-]{0,254}", name):
+        raise _wrong(path, f"{where}.server_id is {name!r:.60}; it must be an address or a host name")
+    ranks = {}
+    for number, device in enumerate(server["device"]):
+        entry = f"{where}.device[{number}]"
+        if not isinstance(device, dict):
+            raise _wrong(path, f"{entry} must be an object")
+        rank = _number(path, device.get("rank_id"), f"{entry}.rank_id", MAX_RANKS - 1)
+        if rank in ranks:
+            raise _wrong(path, f"rank_id {rank} is given twice in {where}")
+        ranks[rank] = _number(path, device.get("device_id"), f"{entry}.device_id", MAX_DEVICE_ID)
+        _check_address(path, device.get("device_ip"), f"{entry}.device_ip")
+    devices = tuple(ranks[rank] for rank in sorted(ranks))
+    if len(set(devices)) < len(devices):
+        raise _wrong(path, f"{where} gives a device_id twice")
+    if max(ranks) - min(ranks) + 1 != len(ranks):
+        raise _wrong(
+            path, f"the rank_ids of {where} must follow one another, not {sorted(ranks)[0]}, … with gaps"
+        )
+    return Host(name, min(ranks), devices)
+
+
+def _check_address(path, value, where):
+    """device_ip may be left out (single host without a network between devices)."""
+    try:
+        if value not in (None, ""):
+            ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise _wrong(path, f"{where} is {value!r:.60}; it must be an IP address") from error
+
+
+def _check(path, hosts):
+    names = [host.server_id for host in hosts]
+    twice = [name for name in names if names.count(name) > 1] if len(names) < 5000 else []
+    if twice:
+        raise _wrong(path, f"server_id {twice[0]} is given twice")
+    expected = 0
+    for host in hosts:
+        if host.first_rank < expected:
+            raise _wrong(path, f"rank_id {host.first_rank} is given twice")
+        if host.first_rank > expected:
+            raise _wrong(path, f"rank_id {expected} is missing")
+        expected += len(host.devices)
+    sizes = {len(host.devices) for host in hosts}
+    if len(sizes) > 1:
+        raise _wrong(path, f"all hosts need equally many devices (msrun), not {sorted(sizes)}")
+    return tuple(hosts)

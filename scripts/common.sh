@@ -1,0 +1,35 @@
+# Shared by the scripts of this folder, which source it:
+#   run_command SCRIPT.py [ARGUMENT …]   run one command and return its status; for scripts of several commands
+#   launch --form … -- "$@"              hand the whole script over to model_utils/launch.py, and end with it
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON=python
+if [ -x "$ROOT/.venv/bin/python" ]; then
+    PYTHON="$ROOT/.venv/bin/python"
+fi
+
+# Print a Python command, run it from the repository's root, return its status. SIGTERM and SIGINT sent to the
+# script are passed on, once each, so that a training run saves and leaves.
+run_command() {
+    local child status=0
+    printf '+ %s\n' "$(printf '%q ' python "$@")"
+    # Job control gives the child a process group of its own: Ctrl-C then reaches it only through the traps
+    # (a second signal would make it leave without saving).
+    set -m
+    (cd "$ROOT" && exec "$PYTHON" "$@") &
+    child=$!
+    set +m
+    trap 'kill -TERM "$child"' TERM
+    trap 'kill -INT "$child"' INT
+    # A trapped signal ends `wait` early: wait again until the child itself is gone.
+    while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
+    trap - TERM INT
+    return "$status"
+}
+
+# Replace this shell by the launcher, so that signals and the exit status are the launcher's own.
+launch() {
+    local caller="$PWD"
+    cd "$ROOT" || exit
+    exec "$PYTHON" -m model_utils.launch --name "bash scripts/$(basename "$0")" --caller "$caller" "$@"
+}

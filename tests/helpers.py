@@ -1,0 +1,152 @@
+"""What several test files share: tiny configurations, a driver of train cells, commands as subprocesses."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from model_utils import config
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "tiny"
+
+# The real commands on the data inside the dependencies, a handful of steps.
+DEMO = {
+    "device_target": "CPU",
+    "source_dataset_name": "demo_digits",
+    "target_dataset_name": "demo_photos",
+    "validation_size": 20,
+    "batch_size": 8,
+    "steps_per_epoch": 3,
+    "n_pretrain_epochs": 1,
+    "n_epoch": 2,
+    "log_interval": 1,
+}
+
+
+def options(**keys):
+    """{'lr': 1} -> ['--lr=1'], what a command line holds."""
+    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in keys.items()]
+
+
+def tiny_config(method, **changes):
+    """The configuration of tests/tiny/<method>.yaml, with changes."""
+    path = TINY / f"{method}.yaml"
+    assert path.is_file(), (
+        f"method {method} has no {path.relative_to(ROOT)}: add one, as tests/tiny/dann.yaml"
+    )
+    return config.load([f"--config={path}", *options(**changes)])
+
+
+def tiny_phases(method):
+    """{phase: beginnings of the checkpoint names it trains} of tests/tiny/<method>.phases.yaml."""
+    return yaml.safe_load((TINY / f"{method}.phases.yaml").read_text(encoding="utf-8"))
+
+
+def demo_config(**changes):
+    """DANN's configuration on the demo data, with changes."""
+    return config.load(options(**{**DEMO, **changes}))
+
+
+def build(settings, place, seed=None):
+    """A new train cell, as in a new process. `seed` overrides that of the initial weights, and only that."""
+    import mindspore as ms
+
+    from src.train_cells import find_method
+
+    ms.set_seed(settings.seed if seed is None else seed)
+    return find_method(settings.method).build(settings, place)
+
+
+def train(cell, first=0, last=None):
+    """Drive steps `first` to `last` (all phases counted through) as the loop does.
+
+    Returns [(phase's name, {scalar: float})], one for each step.
+    """
+    from src.loop import start_phase
+
+    logged, begin = [], 0
+    last = sum(phase.steps for phase in cell.phases) if last is None else last
+    for phase in cell.phases:
+        steps = range(max(0, first - begin), min(phase.steps, last - begin))
+        for step in steps:
+            phase.step = step
+            if step == steps.start:
+                start_phase(cell, phase)
+            values = cell.train_step(phase, phase.batch(step))
+            logged.append((phase.name, {name: float(value) for name, value in values.items()}))
+        begin += phase.steps
+    return logged
+
+
+def values(cell):
+    """{name: copied numpy array} of everything a training checkpoint of `cell` holds."""
+    from model_utils.checkpoint import named_parameters
+
+    return {name: p.asnumpy().copy() for name, p in named_parameters(cell.state()).items()}
+
+
+def environment(**changes):
+    """This process's environment without what would change what a command prints."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GLOG_v", "PYTHONPATH")}
+    return {**kept, **changes}
+
+
+def command(program, *arguments, cwd=ROOT, timeout=120, prefix=(), **keys):
+    """Run train.py, eval.py or export.py to its end; stdout and stderr are text."""
+    return subprocess.run(
+        [*prefix, sys.executable, str(ROOT / program), *map(str, arguments), *options(**keys)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def succeeded(done):
+    """`done` ended well and said nothing on standard error; returns its standard output."""
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stderr == ""
+    return done.stdout
+
+
+def refused(done, *parts):
+    """`done` ended with status 2 and one line on standard error that holds `parts`."""
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert str(part) in lines[0]
+    return lines[0]
+
+
+def stop_after(line, number, *arguments, **keys):
+    """Start train.py, send signal `number` when standard output shows `line`; (status, stdout, stderr)."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, *options(**keys)],
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    signal.alarm(120)  # a run that never prints the line must not hang the tests
+    try:
+        shown = []
+        for text in process.stdout:
+            shown.append(text)
+            if line in text:
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=60)
+        return process.returncode, "".join(shown) + rest, errors
+    finally:
+        signal.alarm(0)
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,216 @@
+"""DANN: its network, recipe and both adversaries."""
+
+import importlib
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers import build, demo_config, tiny_config, train, values
+from mindspore import nn
+
+from model_utils import checkpoint, config
+from model_utils.errors import UserError
+from src.evaluate import Evaluator
+from src.networks.dann import DANN, DomainClassifier
+from src.schedules import one_cycle, reversal_strength
+from src.train_cells import dann
+
+
+def test_network_has_the_published_number_of_parameters():
+    assert sum(p.size for p in DANN().trainable_params()) == 176_752
+    assert sum(p.size for p in DomainClassifier().trainable_params()) == 80_100 + 200 + 202
+
+
+@pytest.mark.parametrize("norm", ["none", "instance"])
+def test_shapes_from_image_to_logits(norm):
+    network = DANN(norm).set_train(False)
+    images = ms.Tensor(np.random.default_rng(0).random((3, 3, 28, 28), dtype=np.float32))
+    features = network.backbone(images)
+    assert features.shape == (3, 800)
+    assert network(images).shape == (3, 10)
+    assert DomainClassifier().set_train(False)(features).shape == (3, 2)
+
+
+def test_dropout_masks_drop_and_none_does_not():
+    network = DANN().set_train(False)
+    images = ms.Tensor(np.random.default_rng(0).random((2, 3, 28, 28), dtype=np.float32))
+    ones = ms.Tensor(np.ones((2, 50, 8, 8), np.float32))
+    kept, whole = network.backbone(images, ones).asnumpy(), network.backbone(images).asnumpy()
+    np.testing.assert_array_equal(kept, whole)
+    assert not network.backbone(images, ones * 0).asnumpy().any()
+
+
+def test_learning_rates_follow_the_recipe(place):
+    settings = tiny_config("dann", lr=0.01, lr_backbone_s=0.02, lr_schedule="one_cycle", gamma=10)
+    cell = build(settings, place)
+    logged = train(cell)
+    for index, (phase, scalars) in enumerate(logged):
+        step = index % 4
+        factor = one_cycle(step, 4)
+        backbone = 0.01 if phase == "pretrain" else 0.02
+        assert scalars["lr"] == pytest.approx(0.01 * factor)
+        assert scalars["lr_backbone"] == pytest.approx(backbone * factor)
+        if phase == "adapt":
+            assert scalars["lambda"] == pytest.approx(settings.lambda_max * reversal_strength(step / 4))
+    last = one_cycle(3, 4)
+    rates = {name: float(optimizer.learning_rate) for name, optimizer in cell.optimizers.items()}
+    expected = {"backbone": 0.02, "class_classifier": 0.01, "domain_classifier": 0.01}
+    assert rates == {name: pytest.approx(rate * last) for name, rate in expected.items()}
+
+
+def test_constant_schedule_keeps_the_rate(place):
+    cell = build(tiny_config("dann", lr=0.003, lr_schedule="constant"), place)
+    assert {scalars["lr"] for _, scalars in train(cell, 0, 3)} == {0.003}
+
+
+def test_a_step_is_one_of_adam_on_the_gradients_at_its_rate(place):
+    """After the first step every weight has moved by about the learning rate: Adam's own property."""
+    cell = build(tiny_config("dann", lr=0.001, lr_schedule="constant", weight_decay=0), place)
+    before = values(cell)
+    train(cell, 0, 1)
+    moved = np.abs(values(cell)["class_classifier.fc3.bias"] - before["class_classifier.fc3.bias"])
+    np.testing.assert_allclose(moved, 0.001, rtol=1e-2)
+
+
+def test_alternating_adversary_trains_every_part(place):
+    cell = build(tiny_config("dann", adversary="alternate", n_pretrain_epochs=0), place)
+    before = values(cell)
+    logged = train(cell)
+    after = values(cell)
+    assert len(logged) == 4
+    assert all(np.isfinite(value) for _, scalars in logged for value in scalars.values())
+    assert all(0 < scalars["domain_loss"] < 20 for _, scalars in logged)
+    weights = [n for n, p in checkpoint.named_parameters(cell.state()).items() if p.requires_grad]
+    weights = [name for name in weights if not name.startswith("optimizer_")]
+    assert {name.split(".")[0] for name in weights} == {
+        "backbone",
+        "class_classifier",
+        "domain_classifier/domain_classifier",
+    }
+    assert [name for name in weights if np.array_equal(before[name], after[name])] == []
+
+
+def test_alternating_discriminator_step_leaves_backbone_weights_alone(place):
+    cell = build(tiny_config("dann", adversary="alternate", n_pretrain_epochs=0), place)
+    phase = cell.phases[1]
+    images = np.concatenate((phase.batch(0)["source"][0], phase.batch(0)["target"][0]))
+    before = values(cell)
+    keep_map, _ = cell._masks(phase, len(images))
+    cell._discriminate(ms.Tensor(images), cell.domains, keep_map)
+    after = values(cell)
+    own = [p.name for p in cell.network.trainable_params()]
+    assert all(np.array_equal(before[name], after[name]) for name in own)
+    moved = [name for name in after if not np.array_equal(before[name], after[name])]
+    assert "domain_classifier/domain_classifier.fc2.weight" in moved
+
+
+def test_batch_norm_uses_batch_statistics_from_the_first_step(place):
+    """Cells are born in evaluation mode, and a compiled step keeps the mode it was compiled in."""
+    cell = build(tiny_config("dann", validation_size=0, n_pretrain_epochs=0), place)
+    train(cell, 0, 1)
+    for norm in (cell.network.backbone.bn1, cell.network.class_classifier.bn1, cell.domain_classifier.bn1):
+        assert norm.training
+        assert np.abs(norm.moving_mean.asnumpy()).max() > 0
+
+
+def test_dropout_differs_from_step_to_step_phase_to_phase_and_repeats(place):
+    cell = build(tiny_config("dann"), place)
+    pretrain, adapt = cell.phases
+
+    def masks(phase, step):
+        phase.step = step
+        return [mask.asnumpy() for mask in cell._masks(phase, 4)]
+
+    first = masks(adapt, 0)
+    for other in (masks(adapt, 1), masks(pretrain, 0)):
+        assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
+    for mask, again in zip(first, masks(adapt, 0), strict=True):
+        np.testing.assert_array_equal(mask, again)
+        assert set(np.unique(mask)) == {0, 2}
+
+
+def test_log_line_is_the_one_people_grep(place):
+    cell = build(tiny_config("dann"), place)
+    phase = cell.phases[1]
+    phase.step = 3
+    scalars = {"domain_loss": 1.405273, "class_loss": 0.4, "entropy": 0.080713}
+    line = cell.log_line(phase, scalars)
+    assert line == (
+        "epoch: 1, [iter: 2 / all 2],  err_D_domain: 1.405273, err_G_domain: 0.480713,err_sum:1.885986"
+    )
+
+
+def test_validation_figures_match_numpy(place):
+    cell = build(tiny_config("dann"), place)
+    train(cell, 0, 6)
+    figures = cell.validate(cell.phases[1])
+    cell.network.set_train(False)
+    cell.domain_classifier.set_train(False)
+    losses, hits, domain_losses, domain_hits = [], [], [], []
+    for domain, side in enumerate(("source", "target")):
+        for images, labels in cell.held_out[side]:
+            features = cell.network.backbone(ms.Tensor(images))
+            logits = cell.network.class_classifier(features).asnumpy().astype(np.float64)
+            of_domain = cell.domain_classifier(features).asnumpy().astype(np.float64)
+            for row, label, pair in zip(logits, labels, of_domain, strict=True):
+                domain_losses.append(np.log(np.exp(pair).sum()) - pair[domain])
+                domain_hits.append(pair.argmax() == domain)
+                if domain == 0:
+                    losses.append(np.log(np.exp(row).sum()) - row[label])
+                    hits.append(row.argmax() == label)
+    assert len(losses) == 20 and len(domain_losses) == 40
+    assert figures["class_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert figures["class_accuracy"] == np.mean(hits)
+    assert figures["domain_loss"] == pytest.approx(2 * np.mean(domain_losses), rel=1e-4)
+    assert figures["domain_accuracy"] == np.mean(domain_hits)
+
+
+def test_published_files_fill_the_network_they_came_from(place, tmp_path):
+    cell = build(tiny_config("dann"), place)
+    for name, part in cell.published_files().items():
+        checkpoint.save_cell(part, tmp_path / name)
+    settings = tiny_config(
+        "dann",
+        backbone_ckpt_file=tmp_path / "best_backbone_t.ckpt",
+        classifier_ckpt_file=tmp_path / "best_class_classifier.ckpt",
+    )
+    network = dann.build_network(settings)
+    importlib.import_module("eval").load_weights(network, settings, dann)
+    wanted = {p.name: p.asnumpy() for p in cell.network.get_parameters()}
+    assert {p.name for p in network.get_parameters()} == set(wanted)
+    assert all(np.array_equal(p.asnumpy(), wanted[p.name]) for p in network.get_parameters())
+
+
+@pytest.mark.parametrize(
+    "given, part",
+    [
+        ({"backbone_ckpt_file": "a.ckpt"}, "classifier_ckpt_file"),
+        ({"classifier_ckpt_file": "a.ckpt"}, "backbone_ckpt_file"),
+        ({"classifier_ckpt_file": "a.ckpt", "backbone_ckpt_file": "b.ckpt", "ckpt_path": "c"}, "not both"),
+        ({}, "--ckpt_path"),
+    ],
+)
+def test_eval_refuses_half_of_the_published_files(given, part):
+    settings = config.load([f"--{name}={value}" for name, value in given.items()])
+    with pytest.raises(UserError, match=part):
+        importlib.import_module("eval").load_weights(dann.build_network(settings), settings, dann)
+
+
+def test_a_short_run_learns_the_demo_digits(place):
+    settings = demo_config(
+        batch_size=32,
+        steps_per_epoch=60,
+        n_pretrain_epochs=1,
+        n_epoch=1,
+        lr=0.001,
+        lr_backbone_s=0.001,
+        lr_schedule="constant",
+        source_augment="none",
+    )
+    cell = build(settings, place)
+    logged = train(cell)
+    accuracies = Evaluator(cell.network, settings, place).accuracies(dann.test_sets(settings, place))
+    assert accuracies["source"] > 0.6, accuracies  # chance: 0.1
+    losses = [scalars["class_loss"] for _, scalars in logged]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    assert isinstance(cell.optimizers["backbone"], nn.Adam)
