@@ -29,6 +29,7 @@ def our_step(extra=()):
     """A function that makes one update of ours, compiled and warmed up by its first calls."""
     from model_utils import config, device
     from src.data.split import Split
+    from src.loop import start_phase
     from src.train_cells import dann
 
     settings = config.load(["--device_target", "CPU", "--validation_size", "0", *extra])
@@ -39,6 +40,7 @@ def our_step(extra=()):
     dann.pairs.data.load = lambda *_, **__: split
     cell = dann.build(settings, place)
     phase = cell.phases[1]
+    start_phase(cell, phase)
     source, labels, target = arrays()
     batch = {"source": (source, labels), "target": (target, None)}
 

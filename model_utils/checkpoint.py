@@ -236,7 +236,7 @@ def newest(output_dir):
 
 
 def _is_training_meta(meta):
-    kinds = {"step": int, "seconds": int | float, "oracle": dict, "config": dict}
+    kinds = {"step": int, "seconds": int | float, "trained": list, "oracle": dict, "config": dict}
     return isinstance(meta, dict) and all(isinstance(meta.get(key), kind) for key, kind in kinds.items())
 
 

@@ -57,4 +57,5 @@ def broadcast(parameters, rank):
         part = content[start : start + value.nbytes]
         start += value.nbytes
         array = np.frombuffer(part, value.dtype).reshape(value.shape)
-        parameter.set_data(ms.Tensor(array, parameter.dtype))
+        # In place: a step that is compiled already would not see the exchange that set_data makes.
+        ops.assign(parameter, ms.Tensor(array, parameter.dtype))

@@ -61,12 +61,14 @@ class Device:
             raise own
 
 
-def _limit_cpu_isa():
-    """Select oneDNN's fast convolution on AVX-512 hosts, where it otherwise takes its reference kernels.
+def _tune_plain_operators():
+    """oneDNN's fast convolution on AVX-512 hosts, which otherwise take its reference kernels, and a main thread
+    that sleeps while a compiled step runs instead of spinning on a core (docs/performance.md).
 
-    Only while the user has not chosen; has to happen before the first operator runs.
+    Only where the user has not chosen; has to happen before the first operator runs.
     """
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+    os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
 
 
 def _prepare_cpu(config):
@@ -77,7 +79,7 @@ def _prepare_cpu(config):
         from src import ops
 
         return ops.prepare()
-    _limit_cpu_isa()
+    _tune_plain_operators()
     return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"
 
 

@@ -216,7 +216,7 @@ class Watch:
             return self._report(failed)
         if self.signal is not None:
             return 128 + self.signal
-        if not self._all_ended():
+        if not self._all_ended() and self.msrun.returncode != 0:
             raise UserError(f"the processes could not be started; {self.log_dir / 'msrun.log'} says why")
         return 0
 

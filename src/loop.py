@@ -160,6 +160,7 @@ class Run:
         checkpoint.restore_state(self.cell.state(), values, path)
         checkpoint.set_aside_newer(self.output_dir, path)
         self.step, self.earlier_seconds, self.oracle = meta["step"], meta["seconds"], meta["oracle"]
+        self.trained_samples, self.trained_seconds = meta["trained"]
         log.info("resuming from %s after step %d of %d", path, self.step, self.total_steps)
 
     def share_state(self):
@@ -178,6 +179,7 @@ class Run:
             "method": self.config.method,
             "step": self.step,
             "seconds": self.seconds(),
+            "trained": [self.trained_samples, self.trained_seconds],
             "oracle": self.oracle,
             "processes": self.device.world,
             "config": self.config.as_dict(),

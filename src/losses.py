@@ -9,7 +9,7 @@ def cross_entropy(logits, labels):
 
 
 def prediction_entropy(logits):
-    """Mean entropy of the softmax predictions (Grandvalet & Bengio 2004). logits (N, K) -> scalar in [0, ln K]."""
+    """Mean entropy of the softmax predictions (Grandvalet & Bengio 2004). (N, K) -> scalar in [0, ln K]."""
     log_probabilities = ops.log_softmax(logits, 1)
     return -ops.mean(ops.sum(ops.exp(log_probabilities) * log_probabilities, 1))
 

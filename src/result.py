@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import sys
 from importlib import metadata
 
@@ -35,6 +36,7 @@ def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=N
         "steps": steps,
         "seconds": round(seconds, 2),
         "samples_per_second": round(samples_per_second, 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "accuracy": accuracy,
         "oracle_accuracy": oracle or {},
         "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),

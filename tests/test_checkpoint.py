@@ -19,7 +19,15 @@ from mindspore import nn
 from model_utils import checkpoint
 from model_utils.errors import UserError
 
-META = {"format": 1, "method": "dann", "step": 3, "seconds": 1.5, "oracle": {}, "config": {"method": "dann"}}
+META = {
+    "format": 1,
+    "method": "dann",
+    "step": 3,
+    "seconds": 1.5,
+    "trained": [192, 1.5],
+    "oracle": {},
+    "config": {"method": "dann"},
+}
 
 
 class Net(nn.Cell):

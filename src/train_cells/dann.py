@@ -11,7 +11,7 @@ from src.data import pairs
 from src.losses import GradientReversal, accuracy, cross_entropy, prediction_entropy
 from src.networks.dann import DANN, FEATURE_MAP, HIDDEN, DomainClassifier
 from src.ops import accelerate
-from src.optim import adam
+from src.optim import adam, set_learning_rate
 from src.schedules import ONE_CYCLE, reversal_strength, schedule
 from src.train_cells import Phase, TrainCell
 
@@ -271,7 +271,7 @@ class DannTrainCell(TrainCell):
         backbone = config.lr_backbone_s if phase.name == "adapt" else config.lr
         rates = {"backbone": backbone, "class_classifier": config.lr, "domain_classifier": config.lr}
         for name, rate in rates.items():
-            self.optimizers[name].learning_rate.set_data(ms.Tensor(rate * factor, ms.float32))
+            set_learning_rate(self.optimizers[name], rate * factor)
         return {"lr": config.lr * factor, "lr_backbone": backbone * factor}
 
     def _masks(self, phase, rows):
