@@ -1,12 +1,16 @@
 # make demo: install, then train, evaluate and export DANN on data that ships inside the dependencies.
 # make test: install, then lint and test.   make install: only make .venv.
+# make test-oldest: the contract test on the oldest MindSpore that is supported, in an environment of its own.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
 
-.PHONY: install demo test lint benchmark clean
+OLDEST := 2.7.0
+OLDEST_VENV := .venv-$(OLDEST)
+
+.PHONY: install demo test test-oldest lint clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +32,14 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+$(OLDEST_VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt mindspore==$(OLDEST)
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/.installed
+	$(OLDEST_VENV)/bin/python -m pytest tests/test_contract.py
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .hypothesis rank_0 kernel_meta

@@ -1,10 +1,8 @@
 """The one training loop. It drives any `TrainCell` and never learns what a method does."""
 
 import contextlib
-import fcntl
 import logging
 import math
-import os
 import signal
 import sys
 import time
@@ -19,106 +17,11 @@ from model_utils import checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import UserError
 from model_utils.modelarts import Outbox
-from src import result
+from src import result, run_folder
 from src.evaluate import Evaluator
+from src.interrupt import Interrupt, Stopped
 
 log = logging.getLogger("run")
-
-# Keys that may differ between a run and its continuation: they change no number.
-VOLATILE = {
-    "resume",
-    "output_dir",
-    "experiment",
-    "download",
-    "dataset_path",
-    "enable_modelarts",
-    "data_url",
-    "train_url",
-    "local_data_path",
-    "device_id",
-    "eval_batch_size",
-    "log_interval",
-    "keep_checkpoint_max",
-    "save_checkpoint_steps",
-    "eval_interval",
-    "tensorboard",
-    "plot_features",
-    "ckpt_path",
-    "result",
-    "ckpt_file",
-    "file_name",
-    "file_format",
-}
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; its state was saved. `status` is the process's exit status."""
-
-    def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.status = 128 + number
-
-
-class Interrupt:
-    """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once.
-
-    MindSpore takes SIGINT for itself when it compiles or runs a graph, and turns it into SIGTERM; hence
-    `listen` before every step. After a Ctrl-C the exit status is 130 or 143, whichever got through.
-    """
-
-    def __init__(self):
-        self.number = None
-        self.previous = {}
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.getsignal(number)
-        self.listen()
-        return self
-
-    def listen(self):
-        """Take both signals (back)."""
-        for number in self.previous:
-            signal.signal(number, self._remember)
-
-    def _remember(self, number, frame):
-        if self.number is not None:
-            os._exit(128 + number)
-        self.number = number
-        log.info("%s: finishing this step and saving; once more leaves at once", signal.Signals(number).name)
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def claim(output_dir, enabled=True):
-    """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
-    folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"output_dir: {folder} is a file, not a folder; choose another one") from error
-    except OSError as error:
-        raise UserError(f"output_dir: cannot make {folder}: {error.strerror}; choose another one") from error
-    if not enabled:
-        yield folder
-        return
-    try:
-        handle = open(folder / ".lock", "a")  # noqa: SIM115 - open as long as the run lasts
-    except OSError as error:
-        raise UserError(
-            f"output_dir: cannot write into {folder}: {error.strerror}; choose another one"
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"output_dir: another run is writing into {folder}; choose another one"
-            ) from error
-        yield folder
 
 
 def start_phase(cell, phase):
@@ -153,7 +56,7 @@ class Run:
     def resume(self):
         """Fill everything from the newest good checkpoint (rank 0; `share_state` tells the others)."""
         path, values, meta = checkpoint.newest(self.output_dir)
-        _check_same_run(meta["config"], self.config, path)
+        run_folder.check_same_settings(meta["config"], self.config, path)
         processes = meta.get("processes", self.device.world)
         if processes != self.device.world:
             raise UserError(f"resume: {path} was trained with {processes} processes, not {self.device.world}")
@@ -324,27 +227,6 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
 
 
-def _check_same_run(before, config, path):
-    now = config.as_dict()
-    changed = [name for name in now if name not in VOLATILE and now[name] != before.get(name, now[name])]
-    if changed:
-        pairs = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
-        raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
-
-
-def _check_folder(folder, config):
-    before = checkpoint.listed(folder)
-    if before and not config.resume:
-        raise UserError(
-            f"output_dir: {folder} already holds a run ({before[0].name}); "
-            "continue it with --resume true, or choose another --output_dir"
-        )
-    if config.resume and not before:
-        raise UserError(f"resume: {folder} holds no checkpoint to continue from; leave out --resume true")
-    for leftover in (folder / "checkpoints").glob(".step-*"):
-        leftover.unlink()  # of a run that was killed while it wrote; the folder is ours alone now
-
-
 def run(build, config, device, started):
     """Train, evaluate and write everything a run writes.
 
@@ -358,10 +240,10 @@ def run(build, config, device, started):
     """
     with contextlib.ExitStack() as stack:
         with device.together():
-            folder = stack.enter_context(claim(config.output_dir, device.is_main))
+            folder = stack.enter_context(run_folder.claim(config.output_dir, device.is_main))
             interrupt = stack.enter_context(Interrupt())
             if device.is_main:
-                _check_folder(folder, config)
+                run_folder.check_contents(folder, config)
         with device.together():
             run_log.setup(folder, device.rank, append=config.resume)
             for note in device.notes:

@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM while training: remembered until the step is done and its state is saved."""
+
+import logging
+import os
+import signal
+
+log = logging.getLogger("run")
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state was saved. `status` is the process's exit status."""
+
+    def __init__(self, number):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Interrupt:
+    """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once.
+
+    MindSpore takes SIGINT for itself when it compiles or runs a graph, and turns it into SIGTERM; hence
+    `listen` before every step. After a Ctrl-C the exit status is 130 or 143, whichever got through.
+    """
+
+    def __init__(self):
+        self.number = None
+        self.previous = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.getsignal(number)
+        self.listen()
+        return self
+
+    def listen(self):
+        """Take both signals (back)."""
+        for number in self.previous:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame):
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        log.info("%s: finishing this step and saving; once more leaves at once", signal.Signals(number).name)
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

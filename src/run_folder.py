@@ -1,0 +1,86 @@
+"""A run's output_dir: one run at a time, nothing written over, resumed with the settings it began with."""
+
+import contextlib
+import fcntl
+from pathlib import Path
+
+from model_utils import checkpoint
+from model_utils.errors import UserError
+
+# Keys that may differ between a run and its continuation: they change no number.
+VOLATILE = {
+    "resume",
+    "output_dir",
+    "experiment",
+    "download",
+    "dataset_path",
+    "enable_modelarts",
+    "data_url",
+    "train_url",
+    "local_data_path",
+    "device_id",
+    "eval_batch_size",
+    "log_interval",
+    "keep_checkpoint_max",
+    "save_checkpoint_steps",
+    "eval_interval",
+    "tensorboard",
+    "plot_features",
+    "ckpt_path",
+    "result",
+    "ckpt_file",
+    "file_name",
+    "file_format",
+}
+
+
+@contextlib.contextmanager
+def claim(output_dir, enabled=True):
+    """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"output_dir: {folder} is a file, not a folder; choose another one") from error
+    except OSError as error:
+        raise UserError(f"output_dir: cannot make {folder}: {error.strerror}; choose another one") from error
+    if not enabled:
+        yield folder
+        return
+    try:
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 - open as long as the run lasts
+    except OSError as error:
+        raise UserError(
+            f"output_dir: cannot write into {folder}: {error.strerror}; choose another one"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"output_dir: another run is writing into {folder}; choose another one"
+            ) from error
+        yield folder
+
+
+def check_contents(folder, config):
+    """UserError where a fresh run would write over another, or a resumed one finds nothing to resume."""
+    before = checkpoint.listed(folder)
+    if before and not config.resume:
+        raise UserError(
+            f"output_dir: {folder} already holds a run ({before[0].name}); "
+            "continue it with --resume true, or choose another --output_dir"
+        )
+    if config.resume and not before:
+        raise UserError(f"resume: {folder} holds no checkpoint to continue from; leave out --resume true")
+    for leftover in (folder / "checkpoints").glob(".step-*"):
+        leftover.unlink()  # of a run that was killed while it wrote; the folder is ours alone now
+
+
+def check_same_settings(before, config, path):
+    """UserError if the configuration stored in checkpoint `path` gives other numbers than `config`."""
+    now = config.as_dict()
+    changed = [name for name in now if name not in VOLATILE and now[name] != before.get(name, now[name])]
+    if changed:
+        pairs = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
+        raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
