@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from model_utils import cli
+from model_utils.errors import UserError
 from src.data import blend, idx, mnist, mnist_m
 from src.data.photos import BSDS500_TRAINING_PHOTOS, BSDS500_URL, read_training_photos
 
@@ -17,8 +18,16 @@ SHEET = "mnist_m_contact_sheet.png"
 STREAM = {"train": 1, "test": 2}
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses bad options in one line, as all commands do."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
+
+
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        allow_abbrev=False,
         description="Make MNIST-M: every MNIST digit inverts a random crop of a random BSDS500 training "
         "photograph (Ganin et al. 2015). The same seed gives the same bytes: compare the SHA-256 printed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -26,14 +35,22 @@ def parse(arguments=None):
     add = parser.add_argument
     add(
         "--bst_path",
+        type=_path,
         default="data/BSR_bsds500.tgz",
         help=f"{BSDS500_URL}, a .zip of it, or the unpacked folder",
     )
-    add("--mnist_dir", default="data/mnist", help="folder of the four MNIST idx files, gzipped or not")
-    add("--mnistm_dir", default="data/mnist_m", help="folder to write to; made if missing")
+    add("--mnist_dir", type=_path, default="data/mnist", help="folder of the four idx files, gzipped or not")
+    add("--mnistm_dir", type=_path, default="data/mnist_m", help="folder to write to; made if missing")
     add("--seed", type=_seed, default=42, help="0 to 4294967295")
     add("--download", type=_boolean, default=False, help="true: fetch MNIST into mnist_dir if it is missing")
     return parser.parse_args(arguments)
+
+
+def _path(text):
+    # Most likely a shell variable that is not set; as a path it would be the current folder.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def _seed(text):

@@ -12,6 +12,8 @@ import json
 import statistics
 from pathlib import Path
 
+from model_utils import cli
+from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
 
 
@@ -20,9 +22,14 @@ def read(path):
     path = Path(path)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
+    if not (path / "result.json").is_file():
+        raise UserError(f"{path}: holds no result.json; give folders of finished runs, or kept results")
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))
     rows = read_metrics(path / "metrics.jsonl")
-    last = [row for row in rows if row["kind"] == "test" and row["phase"] == "source"][-1]
+    tests = [row for row in rows if row["kind"] == "test" and row["phase"] == "source"]
+    if not tests:
+        raise UserError(f"{path}: has no source-only accuracy; is it a run of ADDA with its source phase?")
+    last = tests[-1]
     result["source_only"] = {domain: last[f"{domain}_accuracy"] for domain in result["accuracy"]}
     return result
 
@@ -58,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -11,6 +11,8 @@ import time
 
 import numpy as np
 
+from model_utils import cli
+
 BATCH, ROUNDS, STEPS = 128, 3, 200
 
 
@@ -76,6 +78,9 @@ def timed(step):
 
 
 def main():
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     ours, theirs = our_step(sys.argv[1:]), torch_step()
     for _ in range(5):
         ours(), theirs()
@@ -87,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Time and memory of create_mnistm.py: python benchmarks/create_mnistm.py --bst_path ... --mnist_dir ...
+"""Time and memory of create_mnistm.py: python -m benchmarks.create_mnistm --bst_path ... --mnist_dir ...
 
 Runs the real command `--runs` times in a process of its own and prints the median and the largest wall time,
 the peak memory (resident set, as the kernel counted it), and how long the result takes to open.
@@ -13,6 +13,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks import positive
+from model_utils import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -50,7 +53,7 @@ def main():
     )
     parser.add_argument("--bst_path", default="data/BSR_bsds500.tgz")
     parser.add_argument("--mnist_dir", default="data/mnist")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=positive, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as out:
         runs = [create(arguments.bst_path, arguments.mnist_dir, out) for _ in range(arguments.runs)]
@@ -62,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -17,6 +17,9 @@ import time
 
 import numpy as np
 
+from benchmarks import positive
+from model_utils import cli
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -168,7 +171,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds per layer (default 5)")
+    parser.add_argument("--rounds", type=positive, default=5, help="alternating rounds per layer (default 5)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted(LAYERS), help="these layers only")
     parser.add_argument("--serve-plain", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -202,4 +205,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -11,6 +11,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from benchmarks import positive
+from model_utils import cli
+from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +32,13 @@ def rate(processes, folder, steps, batch_size):
     keys = {**KEYS, "output_dir": folder, "steps_per_epoch": steps, "batch_size": batch_size}
     words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     command = ["bash", str(ROOT / "scripts/run_train_cpu.sh"), str(processes), *words]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UserError(f"{' '.join(command)} failed ({done.returncode}): {last}")
     rows = [row for row in read_metrics(Path(folder) / "metrics.jsonl") if row["kind"] == "train"]
+    if len(rows) < 3:
+        raise UserError(f"--steps: {steps} are too few to time; give more than {KEYS['log_interval'] + 1}")
     first, last = rows[1], rows[-1]
     samples = 2 * batch_size * processes * (last["step"] - first["step"])
     return samples / (last["seconds"] - first["seconds"])
@@ -38,9 +46,9 @@ def rate(processes, folder, steps, batch_size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--steps", type=int, default=60, help="training steps of a run")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=positive, default=64)
     arguments = parser.parse_args()
     rates = {1: [], 2: []}
     for _ in range(arguments.rounds):
@@ -58,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -15,6 +15,8 @@ import time
 
 import numpy as np
 
+from model_utils import cli
+
 BATCH, ROUNDS, STEPS = 64, 5, 10
 
 
@@ -110,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

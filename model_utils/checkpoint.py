@@ -21,6 +21,7 @@ from model_utils.quiet import hide_errors
 log = logging.getLogger("run")
 
 META = "training/meta"
+FORMAT = 1  # of META; to be raised when an older program could not read what is written
 PREFIXED = "/"
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -105,7 +106,7 @@ def read(path):
     """{name: numpy array} of a `.ckpt` file, and its META (None if it has none).
 
     Raises:
-        UserError: missing, cut short, damaged, or not a checkpoint.
+        UserError: missing, cut short, damaged, not a checkpoint, or of a newer format.
     """
     import mindspore as ms
 
@@ -123,11 +124,17 @@ def read(path):
         raise UserError(f"checkpoint {path}: {error.strerror or error}") from error
     except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
         raise UserError(damaged) from error
-    meta = values.pop(META, None)
+    packed = values.pop(META, None)
     try:
-        return values, None if meta is None else json.loads(meta.tobytes())
+        meta = None if packed is None else json.loads(packed.tobytes())
     except (ValueError, RecursionError) as error:
         raise UserError(damaged) from error
+    if isinstance(meta, dict) and meta.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {meta['format']!r:.20}, this program reads {FORMAT}; "
+            "use the version of this repository that wrote it"
+        )
+    return values, meta
 
 
 def _has_crc(path):
@@ -168,7 +175,9 @@ def fill(parameters, values, what, where):
             "use the --config it was trained with"
         )
     for name, parameter in parameters.items():
-        parameter.set_data(ms.Tensor(values[name], parameter.dtype))
+        # In place: set_data exchanges the tensor, and what is compiled already goes on with the old one, on
+        # MindSpore 2.7 even after it was freed (a crash; optimizers are compiled in PyNative mode, too).
+        ms.ops.assign(parameter, ms.Tensor(values[name], parameter.dtype))
 
 
 def stored_config(path):
@@ -187,13 +196,14 @@ def stored_config(path):
 def load_network(network, path):
     """Fill `network` from a training checkpoint, a network checkpoint, or the newest one of a run's folder.
 
-    Returns the file used. Raises UserError as `read` and `fill` do.
+    Returns the file used. Raises UserError as `read` and `fill` do, and for values that are not finite.
     """
     path = Path(path)
     if path.is_dir():
         path = newest(path)[0]
     values, _ = read(path)
     values = {name: value for name, value in values.items() if PREFIXED not in name}
+    _check_finite(values, path)
     fill({p.name: p for p in network.get_parameters()}, values, "network", f"checkpoint {path}")
     return path
 
@@ -201,7 +211,15 @@ def load_network(network, path):
 def load_cell(cell, path, what):
     """Fill one cell from a checkpoint that holds its parameters and nothing else."""
     values, _ = read(path)
+    _check_finite(values, path)
     fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
+
+
+def _check_finite(values, path):
+    """A network with a weight that is no number classifies everything as class 0: say so instead."""
+    for name, value in values.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise UserError(f"checkpoint {path}: {name} is infinite or not a number; use another one")
 
 
 def restore_state(state, values, where):

@@ -31,6 +31,24 @@ def _discard_output():
     os.close(nowhere)
 
 
+def _usable_streams():
+    """Give the process standard streams that any line can be written to.
+
+    A closed one becomes /dev/null: the next file opened would take its number, and be written into by whoever
+    prints. What a terminal's encoding lacks (λ in the C locale) is shown as an escape such as \\u03bb.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(line):
     print(f"error: {line}", file=sys.stderr)
     return 2
@@ -43,6 +61,7 @@ def run(main, check_versions=True):
     disk or a refused permission); 130 and 141 where Ctrl-C, or the end of a reader of our output (`| head`),
     ended it; any other exception is a bug and keeps its traceback, status 1.
     """
+    _usable_streams()
     warnings.showwarning = _one_line_warning
     hide_warnings()
     try:

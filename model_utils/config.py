@@ -39,7 +39,7 @@ class Key:
         kind = {bool: "true | false", int: "a whole number", float: "a number", str: "text"}
         words = kind.get(type(self.default), "a list of numbers, as 1,2,3")
         bounds = [(">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below)]
-        limits = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+        limits = [f"{sign} {bound}" for sign, bound in bounds if bound is not None]
         return " ".join([words, *([" and ".join(limits)] if limits else [])])
 
     def parse(self, name, value, where):
@@ -135,13 +135,25 @@ def _unknown(name, known, where):
     return UserError(f"unknown key {name} ({where}): {hint}")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, but a key given twice in one mapping is an error instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path):
     """The mapping in a YAML file (safe loader); UserError if it is missing, unreadable or no mapping."""
     path = Path(path)
     try:
         if not path.is_file() and not path.is_absolute() and (ROOT / path).is_file():
             path = ROOT / path
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise UserError(f"configuration {path}: {error.strerror}; give --config an existing file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -247,7 +259,8 @@ def load(argv, program="train.py", checkpoint_key=None):
     stored = _stored(given, overlay, checkpoint_key)
 
     base_method = str(base.get("method", "dann"))
-    method = str(given.get("method") or overlay.get("method") or stored.get("method") or base_method)
+    layered = (layer["method"] for layer in (given, overlay, stored) if "method" in layer)
+    method = str(next(layered, base_method))
     keys = _schema(method)
     if method != base_method:
         # config.yaml's common keys hold for every experiment, its recipe only for the method it names.

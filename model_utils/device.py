@@ -62,8 +62,8 @@ class Device:
 
 
 def _tune_plain_operators():
-    """oneDNN's fast convolution on AVX-512 hosts, which otherwise take its reference kernels, and a main thread
-    that sleeps while a compiled step runs instead of spinning on a core (docs/performance.md).
+    """oneDNN's fast convolution on AVX-512 hosts, which otherwise take its reference kernels, and a main
+    thread that sleeps while a compiled step runs instead of spinning on a core (docs/performance.md).
 
     Only where the user has not chosen; has to happen before the first operator runs.
     """

@@ -35,7 +35,9 @@ def setup(output_dir=None, rank=0, append=False):
         log.addHandler(_AboveProgressBar())
     if output_dir is not None:
         name = "train.log" if rank == 0 else f"train.rank{rank}.log"
-        handler = logging.FileHandler(Path(output_dir) / name, mode="a" if append else "w", encoding="utf-8")
+        handler = logging.FileHandler(
+            Path(output_dir) / name, mode="a" if append else "w", encoding="utf-8", errors="surrogateescape"
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         handler.handleError = lambda record: (
             None if _is_disk_full() else logging.Handler.handleError(handler, record)

@@ -23,8 +23,8 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
 
     Args:
         network: nn.Cell, float32 images (N, C, H, W) -> logits (N, K); put into evaluation mode.
-        images: float32 (M, C, H, W) real images to compare on, M >= 2.
-        path: the file to write, with or without its ending.
+        images: float32 (M, C, H, W) real images, all of which are compared, M >= 2.
+        path: the file to write (str or Path), with or without its ending.
         file_format: "MINDIR", "ONNX" or "AIR" (Ascend only; can't be loaded off the device, so not compared).
         batch_size: fixed batch, or None for a free one.
 
@@ -32,7 +32,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
         (path written, largest absolute difference of the logits, or None for AIR).
 
     Raises:
-        UserError: AIR without Ascend; the file can't be written.
+        UserError: AIR without Ascend; `path` names a folder; the file can't be written.
         RuntimeError: the reloaded network differs by more than 1e-4.
     """
     if file_format == "AIR" and device_target != "Ascend":
@@ -42,9 +42,9 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
         )
     network.set_train(False)
     ending = ENDINGS[file_format]
-    path = Path(path)
-    if not path.name:
+    if str(path).endswith("/") or not Path(path).name:
         raise UserError(f"file_name: {path} is a folder; name the file in it")
+    path = Path(path)
     path = path if path.suffix == ending else path.with_name(path.name + ending)
     writer = {"MINDIR": _write_mindir, "ONNX": _write_onnx, "AIR": _write_air}[file_format]
     try:
@@ -128,16 +128,21 @@ def _free_batch(model):
 
 
 def _compare(network, images, path, file_format, batch_size):
-    """Largest absolute difference of the logits; a free batch is tried at its full size and at 1."""
+    """Largest absolute difference of the logits over all images; nan if any logit is none.
+
+    A fixed batch takes the images in turns, the last one filled up by repeating; a free one takes all of them
+    at once, then one.
+    """
     if file_format == "AIR":
         return None
-    sizes = [batch_size] if batch_size else [len(images), 1]
     run = _mindir_runner(path) if file_format == "MINDIR" else onnx_runner(path)
-    difference = 0.0
-    for size in sizes:
-        batch = np.resize(images, (size, *images.shape[1:]))
-        expected = network(ms.Tensor(batch)).asnumpy()
-        difference = max(difference, float(np.abs(run(batch) - expected).max()))
+    if batch_size is None:
+        batches = [images, images[:1]]
+    else:
+        parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        batches = [np.resize(part, (batch_size, *images.shape[1:])) for part in parts]
+    differences = [np.abs(run(batch) - network(ms.Tensor(batch)).asnumpy()).max() for batch in batches]
+    difference = float(np.max(differences))  # Python's max would pass over nan
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the exported network's logits differ by {difference:.2e}, more than {TOLERANCE}")
     return difference
@@ -152,6 +157,7 @@ def onnx_runner(path):
     """Function float32 images (N, C, H, W) -> logits (N, K) through onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # The bytes, not the path: onnxruntime refuses one that is no valid UTF-8.
+    session = onnxruntime.InferenceSession(Path(path).read_bytes(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda batch: session.run(None, {name: batch})[0]

@@ -1,5 +1,6 @@
 """Curves and feature embeddings as PNG."""
 
+import logging
 from pathlib import Path
 
 import mindspore as ms
@@ -15,6 +16,8 @@ FIGURES = {
 
 
 def _pyplot():
+    # An unwritable cache folder is no news to whoever trains: it takes a temporary one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     matplotlib.use("Agg")

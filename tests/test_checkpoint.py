@@ -251,6 +251,26 @@ def test_damaged_stored_configuration_is_refused(tmp_path, stored):
     fails(lambda: checkpoint.stored_config(tmp_path / "a.ckpt"), "a.ckpt", "damaged")
 
 
+@pytest.mark.parametrize("newer", [2, "two", None, [[1] * 50]])
+def test_newer_format_is_refused(tmp_path, newer):
+    path = save(tmp_path, 1, format=newer)
+    fails(lambda: checkpoint.load_network(Net(), path), path, "format", "reads 1")
+    fails(lambda: checkpoint.stored_config(path), path, "format")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_network_that_is_not_finite_is_refused(tmp_path, value):
+    damaged = Net()
+    weight = damaged.fc.weight.asnumpy().copy()
+    weight[1, 1] = value
+    damaged.fc.weight.set_data(ms.Tensor(weight))
+    path = checkpoint.step_path(tmp_path, 1)
+    checkpoint.save_state({"network": damaged}, META, path)
+    fails(lambda: checkpoint.load_network(Net(), path), path, "fc.weight", "not a number")
+    checkpoint.save_cell(damaged, tmp_path / "cell.ckpt")
+    fails(lambda: checkpoint.load_cell(Net(), tmp_path / "cell.ckpt", "cell"), "cell.ckpt", "fc.weight")
+
+
 def test_meta_of_endless_brackets_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda meta: "[" * 200_000)
     checkpoint.save_cell(Net(), tmp_path / "a.ckpt", META)

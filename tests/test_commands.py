@@ -32,6 +32,7 @@ RESULT_KEYS = {
     "steps",
     "seconds",
     "samples_per_second",
+    "peak_memory_mb",
     "accuracy",
     "oracle_accuracy",
     "command",
@@ -416,6 +417,47 @@ def test_output_to_a_full_disk_is_one_line():
         )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: the disk is full")
+
+
+def test_output_that_cannot_hold_every_letter_shows_escapes():
+    prefix = ("env", "PYTHONIOENCODING=ascii")
+    done = command("train.py", "--help", prefix=prefix)
+    assert "\\u03bb" in succeeded(done) and "λ" not in done.stdout
+    refused(command("train.py", "--config=λ.yaml", prefix=prefix), "\\u03bb.yaml")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(closed, tmp_path):
+    # A file opened now must not become standard output: what is printed would be written into it.
+    program = (
+        "from model_utils import cli\n"
+        "def main():\n"
+        "    import os, sys\n"
+        f"    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "        print('printed', flush=True); print('printed', file=sys.stderr, flush=True)\n"
+        "        file.write('ours ' + str(file.fileno() > 2))\n"
+        "cli.run(main)"
+    )
+    line = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, program], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "ours True"
+
+
+def test_log_file_holds_a_path_that_is_no_utf8(tmp_path):
+    import logging
+
+    from model_utils import run_log
+
+    log = logging.getLogger("run")
+    before = list(log.handlers), log.level, log.propagate
+    try:
+        run_log.setup(tmp_path, rank=1)
+        log.info("results in %s", b"\xce\xbb".decode("ascii", "surrogateescape"))
+        log.handlers[0].close()
+    finally:
+        log.handlers[:], log.level, log.propagate = before
+    assert (tmp_path / "train.rank1.log").read_text(encoding="utf-8").endswith("results in λ\n")
 
 
 def test_a_bug_keeps_its_traceback_and_status_1():

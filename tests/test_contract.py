@@ -192,7 +192,29 @@ def test_export_reloads_to_the_same_logits(run, file_format, batch_size, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
 
 
-@pytest.mark.parametrize("name", [".", "/"])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_every_image_is_compared_and_nan_is_no_agreement(batch_size, tmp_path, monkeypatch):
+    network, images = nn.Dense(2, 2), np.arange(14, dtype=np.float32).reshape(7, 2)
+    wrong = []  # the first value of the image whose logits come out wrong
+
+    def run_wrong(path):
+        def run(batch):
+            logits = network(ms.Tensor(batch)).asnumpy().copy()
+            logits[np.isin(batch[:, 0], wrong)] = np.nan
+            return logits
+
+        return run
+
+    monkeypatch.setattr(exporting, "_mindir_runner", run_wrong)
+    arguments = (network, images, tmp_path / "net", "MINDIR", batch_size)
+    assert exporting.export(*arguments)[1] == 0
+    for value in images[:, 0]:
+        wrong[:] = [value]
+        with pytest.raises(RuntimeError, match="nan"):
+            exporting.export(*arguments)
+
+
+@pytest.mark.parametrize("name", [".", "/", "folder/"])
 def test_export_needs_the_name_of_a_file(name):
     with pytest.raises(UserError, match="file_name"):
         exporting.export(nn.Dense(2, 2), np.zeros((2, 2), np.float32), name, "MINDIR")

@@ -184,7 +184,7 @@ DAMAGE = {
     "absurd count": (IMAGES, lambda d: struct.pack(">4I", 2051, 2**32 - 1, 28, 28) + d[16:], "4294967295"),
     "count": (LABELS, lambda d: idx.header((19,)) + d[8:-1], "20 images but"),
     "label 10": (LABELS, lambda d: d[:-1] + b"\x0a", "label 10"),
-    "empty": (IMAGES, lambda d: b"", "magic number"),
+    "empty": (IMAGES, lambda d: b"", "the file is empty"),
 }
 
 

@@ -61,7 +61,7 @@ class Counter(TrainCell):
     def train_step(self, phase, batch):
         self.calls += 1
         value = float(self.network.weight.asnumpy()[0]) + float(batch["source"][0].mean()) + 1
-        self.network.weight.set_data(ms.Tensor([self.weights.get(self.calls, value)], ms.float32))
+        ms.ops.assign(self.network.weight, ms.Tensor([self.weights.get(self.calls, value)], ms.float32))
         return {"loss": self.losses.get(self.calls, ms.Tensor(value, ms.float32)), "extra": 2.0}
 
     def state(self):

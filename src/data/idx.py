@@ -78,6 +78,8 @@ def _parse_header(start, path, ndim):
     """Shape and header length from the first bytes of a file; UserError if they are not as expected."""
     length = 4 + 4 * ndim
     expected = header((0,) * ndim)[:4]
+    if not start:
+        raise UserError(f"{path}: the file is empty; {_replace(path)}")
     if start[:4] != expected:
         raise UserError(
             f"{path}: magic number 0x{start[:4].hex()}, expected 0x{expected.hex()}; "

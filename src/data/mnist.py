@@ -40,8 +40,10 @@ def load(root, split, download=False):
         missing = [stem for stem, path in zip(stems, paths, strict=True) if path is None]
         if not download:
             raise UserError(
-                f"MNIST: {' and '.join(missing)} (plain or .gz) not found in {root} or its MNIST/raw; "
-                "fetch them with --download true, or put the files there (source_image_root names the folder)"
+                f"MNIST: {' and '.join(missing)} (plain or .gz) not found in {root or '(empty path)'} or its "
+                "MNIST/raw; "
+                "fetch them with --download true, or put the files there (source_image_root or "
+                "target_image_root names the folder, for create_mnistm.py --mnist_dir)"
             )
         for stem in missing:
             fetch(root, stem)

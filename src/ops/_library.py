@@ -49,13 +49,22 @@ def threads():
 
 
 def bundled_onednn():
-    """The libdnnl.so.3 that MindSpore has loaded into this process."""
+    """The oneDNN library that MindSpore has loaded into this process."""
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         for line in maps:
             name = line.split(maxsplit=5)[-1].strip()
             if os.path.basename(name).startswith("libdnnl.so"):
                 return name
     raise Unavailable("MindSpore has loaded no oneDNN library (libdnnl.so)")
+
+
+def _check_onednn(name):
+    """csrc/dnnl_abi.h is the interface of oneDNN 3; MindSpore 2.7 ships oneDNN 2."""
+    version = ctypes.CDLL(name).dnnl_version
+    version.restype = ctypes.POINTER(ctypes.c_int)  # dnnl_version_t begins with major, minor, patch
+    numbers = version()[:3]
+    if numbers[0] != 3:
+        raise Unavailable(f"MindSpore ships oneDNN {'.'.join(map(str, numbers))}, not 3")
 
 
 def cpu_flags():
@@ -171,6 +180,7 @@ def load():
     if "avx2" not in cpu_flags():
         raise Unavailable("the processor has no AVX2")
     onednn = bundled_onednn()
+    _check_onednn(onednn)
     name, how = _shared_object(mindspore.__version__)
     try:
         library = ctypes.CDLL(name)
