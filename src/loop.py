@@ -50,6 +50,10 @@ class Run:
         self.evaluator = Evaluator(cell.network, config, device)
         self.outbox = Outbox(config, enabled=device.is_main)
         self.total_steps = sum(phase.steps for phase in cell.phases)
+        if self.total_steps == 0:
+            raise UserError(
+                "nothing to train: every phase has 0 steps; raise a number of epochs or iterations"
+            )
 
     # State
 
@@ -78,7 +82,7 @@ class Run:
     def meta(self):
         """What a checkpoint says of the run beside its parameters."""
         return {
-            "format": 1,
+            "format": checkpoint.FORMAT,
             "method": self.config.method,
             "step": self.step,
             "seconds": self.seconds(),

@@ -5,6 +5,7 @@ import fcntl
 from pathlib import Path
 
 from model_utils import checkpoint
+from model_utils.config import ROOT
 from model_utils.errors import UserError
 
 # Keys that may differ between a run and its continuation: they change no number.
@@ -38,6 +39,11 @@ VOLATILE = {
 def claim(output_dir, enabled=True):
     """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
     folder = Path(output_dir)
+    if not str(output_dir).strip() or folder.resolve() == ROOT:
+        raise UserError(
+            "output_dir: a run would write over the repository's own files; "
+            "choose a folder such as outputs/mine"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -6,6 +6,7 @@ from mindspore import nn, ops
 
 from model_utils.config import Key
 from model_utils.device import gradient_reducer, jit
+from model_utils.errors import UserError
 from src import noise
 from src.data import pairs
 from src.losses import GradientReversal, accuracy, cross_entropy, prediction_entropy
@@ -156,6 +157,10 @@ class DannTrainCell(TrainCell):
     """Pre-training on the source, then adversarial training on source and target."""
 
     def __init__(self, config, device):
+        if config.batch_size < 2:
+            raise UserError(
+                "batch_size: batch normalisation needs at least 2 images in training; choose a larger one"
+            )
         self.config, self.device = config, device
         loaders, self.held_out = pairs.train_loaders(config, device)
         self._plan(loaders)
