@@ -1,10 +1,7 @@
 """SIGINT and SIGTERM while training: remembered until the step is done and its state is saved."""
 
-import logging
 import os
 import signal
-
-log = logging.getLogger("run")
 
 
 class Stopped(Exception):
@@ -40,8 +37,7 @@ class Interrupt:
     def _remember(self, number, frame):
         if self.number is not None:
             os._exit(128 + number)
-        self.number = number
-        log.info("%s: finishing this step and saving; once more leaves at once", signal.Signals(number).name)
+        self.number = number  # no logging here: the signal may have come in the middle of a log line
 
     def __exit__(self, *_):
         for number, handler in self.previous.items():

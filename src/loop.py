@@ -139,6 +139,7 @@ class Run:
                     bar.update()
                     number = self._agreed(interrupt)
                     if number is not None:
+                        log.info("%s: saving; once more leaves at once", signal.Signals(number).name)
                         self.save(required=True)
                         raise Stopped(number)
                 begin += phase.steps

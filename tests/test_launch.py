@@ -344,7 +344,13 @@ def test_the_first_failure_is_named_and_the_others_stopped(body, status, said, t
 
 
 def test_the_rank_with_an_error_of_its_own_is_named(tmp_path):
-    peer = f"import sys; print('error: {processes.PEER} 1'); sys.exit(2)"
+    # As in a real run: a rank hears of the other's error after that has been raised there.
+    log = tmp_path / "worker_1.log"
+    peer = (
+        f"import pathlib, sys, time\nlog = pathlib.Path({str(log)!r})\n"
+        "while not (log.exists() and 'mine' in log.read_text()):\n    time.sleep(0.05)\n"
+        f"print('error: {processes.PEER} 1')\nsys.exit(2)"
+    )
     own = "import sys, time; print('error: mine', flush=True); time.sleep(1); sys.exit(2)"
     assert ended(watched(tmp_path, peer, own))[::2] == (2, "error: rank 1: mine\n")
 
