@@ -28,7 +28,7 @@ def arrays(seed=0):
 
 
 def our_step(extra=()):
-    """A function that makes one update of ours, compiled and warmed up by its first calls."""
+    """(settings, function that makes one update of ours, compiled by its first call)."""
     from model_utils import config, device
     from src.data.split import Split
     from src.loop import start_phase
@@ -50,17 +50,22 @@ def our_step(extra=()):
         phase.step += 1
         return float(cell.train_step(phase, batch)["loss"])
 
-    return step
+    return settings, step
 
 
-def torch_step():
-    """The same for PyTorch."""
+def torch_step(settings):
+    """The same update in PyTorch: batches joined or not, dropout and losses as `settings` say."""
     import torch
 
     from benchmarks.torch_dann import TorchStep
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    update = TorchStep()
+    update = TorchStep(
+        joint=settings.joint_batch,
+        instance=settings.input_norm == "instance",
+        entropy=settings.entropy_weight > 0,
+        channel_dropout=settings.dropout_kind == "channel",
+    )
     source, labels, target = arrays()
     tensors = torch.from_numpy(source), torch.from_numpy(labels).long(), torch.from_numpy(target)
     return lambda: update(*tensors, 0.5)
@@ -89,13 +94,13 @@ def main():
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     arguments, extra = parser.parse_known_args()
-    ours = our_step(extra)
+    settings, ours = our_step(extra)
     for _ in range(3):
         ours()
     if arguments.alone:
         print(json.dumps(statistics.median(timed(ours, 1) for _ in range(arguments.alone))))
         return
-    theirs = torch_step()
+    theirs = torch_step(settings)
     for _ in range(3):
         theirs()
     pairs = [(timed(ours, STEPS), timed(theirs, STEPS)) for _ in range(ROUNDS)]

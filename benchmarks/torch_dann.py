@@ -19,9 +19,9 @@ class Reverse(torch.autograd.Function):
 
 
 class TorchDann(nn.Module):
-    """The same layers as src/networks/dann.py, dropout included."""
+    """The same layers as src/networks/dann.py, dropout (of channels or of elements) included."""
 
-    def __init__(self):
+    def __init__(self, channel_dropout):
         super().__init__()
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 64, 5),
@@ -30,7 +30,7 @@ class TorchDann(nn.Module):
             nn.ReLU(),
             nn.Conv2d(64, 50, 5),
             nn.BatchNorm2d(50),
-            nn.Dropout(),
+            nn.Dropout2d() if channel_dropout else nn.Dropout(),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
@@ -49,10 +49,10 @@ class TorchDann(nn.Module):
 
 
 class TorchStep:
-    """One adversarial update at a time, on arrays given by the caller."""
+    """One adversarial update at a time, on given arrays; each option is a key of config.yaml."""
 
-    def __init__(self, joint=True, instance=True, entropy=True, lr=1e-3):
-        self.net = TorchDann()
+    def __init__(self, joint, instance, entropy, channel_dropout, lr=1e-3):
+        self.net = TorchDann(channel_dropout)
         self.joint, self.instance, self.entropy = joint, instance, entropy
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=lr, weight_decay=1e-5)
 
