@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils.errors import UserError
+from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
 log = logging.getLogger("run")
@@ -165,7 +165,7 @@ def fill(parameters, values, what, where):
         if tuple(values[name].shape) != tuple(parameters[name].shape)
     ]
     problems = [
-        f"{title}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        f"{title}: {shortened(names, 4)}"
         for title, names in (("missing", missing), ("left over", extra), ("other shape", shapes))
         if names
     ]

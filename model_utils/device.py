@@ -61,25 +61,15 @@ class Device:
             raise own
 
 
-def _tune_plain_operators():
-    """oneDNN's fast convolution on AVX-512 hosts, which otherwise take its reference kernels, and a main
-    thread that sleeps while a compiled step runs instead of spinning on a core (docs/performance.md).
-
-    Only where the user has not chosen; has to happen before the first operator runs.
-    """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-    os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
-
-
 def _prepare_cpu(config):
     """CPU settings of this process; returns a line that says which convolution is in use."""
+    from src import ops
+
     # The operator holds batch normalisations inside, where another process's sums cannot come in.
     joined = config.sync_bn and _launched()
     if config.cpu_operator and not joined:
-        from src import ops
-
         return ops.prepare()
-    _tune_plain_operators()
+    ops.tune_plain()
     return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"
 
 

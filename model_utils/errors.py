@@ -1,4 +1,10 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see, and how their lines stay short."""
+
+
+def shortened(names, most):
+    """'a, b and 3 more': the first `most` names of a list, for one line."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 
 from model_utils import archives, checkpoint, device, run_log
-from model_utils.errors import UserError
+from model_utils.errors import UserError, shortened
 
 log = logging.getLogger("run")
 
@@ -225,7 +225,7 @@ class Outbox:
             if wait is not None:
                 time.sleep(wait)
         names = sorted(left)
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = shortened(names, 5)
         log.warning("warning: not copied to %s (%s), kept in %s: %s", self.url, reason, self.folder, shown)
         return names
 
@@ -249,8 +249,7 @@ class Outbox:
         """
         names = self.send()
         if names:
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise UserError(
-                f"train_url: {len(names)} files could not be copied to {self.url}: {shown}; they are kept in "
-                f"{self.folder}"
+                f"train_url: {len(names)} files could not be copied to {self.url}: {shortened(names, 5)}; "
+                f"they are kept in {self.folder}"
             )

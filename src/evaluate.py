@@ -1,10 +1,25 @@
 """Accuracy of a network on test splits: one function for every method."""
 
+import contextlib
+
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
 from model_utils.device import jit
+
+
+@contextlib.contextmanager
+def evaluating(*cells):
+    """Within the block the cells are in evaluation mode; then each is as it was."""
+    before = [cell.training for cell in cells]
+    for cell in cells:
+        cell.set_train(False)
+    try:
+        yield
+    finally:
+        for cell, training in zip(cells, before, strict=True):
+            cell.set_train(training)
 
 
 class Evaluator:
@@ -42,9 +57,5 @@ class Evaluator:
 
     def accuracies(self, test_sets):
         """{domain: accuracy}; the network is in evaluation mode meanwhile, then as it was."""
-        training = self.network.training
-        self.network.set_train(False)
-        try:
+        with evaluating(self.network):
             return {domain: self.accuracy(loader) for domain, loader in test_sets.items()}
-        finally:
-            self.network.set_train(training)

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import yaml
 from mindspore import nn
 from tqdm import tqdm
 
@@ -47,6 +46,7 @@ class Run:
         self.step = 0  # training steps done, over all phases
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
+        self.accuracies = None  # of the last evaluation
         self.evaluator = Evaluator(cell.network, config, device)
         self.outbox = Outbox(config, enabled=device.is_main)
         self.total_steps = sum(phase.steps for phase in cell.phases)
@@ -290,7 +290,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
     except Stopped as stop:
         log.info("%s after step %d; continue with --resume true", stop, this.step)
         return stop.status
-    if not hasattr(this, "accuracies"):
+    if this.accuracies is None:
         this.evaluate(cell.phases[-1], metrics)
     if not device.is_main:
         return 0
@@ -313,4 +313,3 @@ def _log_plan(cell, config):
     weights = sum(p.size for p in cell.network.trainable_params())
     plan = ", ".join(f"{phase.name} {phase.steps} steps" for phase in cell.phases)
     log.info("%s (%s): %s trainable parameters; %s", config.experiment, config.method, f"{weights:,}", plan)
-    log.debug("configuration: %s", yaml.safe_dump(config.as_dict(), default_flow_style=True))

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils.run_log import read_metrics
+from src.evaluate import evaluating
 
 FIGURES = {
     "hyper_parameters.png": ("hyper-parameters", ("lr", "lambda")),
@@ -65,18 +66,14 @@ def curves(output_dir):
 
 def collect_features(cell, test_sets, count=500):
     """{domain: (features (n, D), labels (n,))} of up to `count` test images each, in evaluation mode."""
-    training = cell.network.training
-    cell.network.set_train(False)
-    try:
-        collected = {}
+    collected = {}
+    with evaluating(cell.network):
         for domain, loader in test_sets.items():
             images, labels = next(iter(loader))
             features = cell.features(ms.Tensor.from_numpy(np.ascontiguousarray(images[:count])))
             if features is not None:
                 collected[domain] = (features.asnumpy(), np.asarray(labels[:count]))
-        return collected
-    finally:
-        cell.network.set_train(training)
+    return collected
 
 
 def embedding(before, after, path):

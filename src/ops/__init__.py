@@ -18,7 +18,7 @@ import os
 
 from src.ops import _library
 
-__all__ = ["accelerate", "plain", "prepare"]
+__all__ = ["accelerate", "plain", "prepare", "tune_plain"]
 
 _log = logging.getLogger(__name__)
 _line = None
@@ -37,9 +37,7 @@ def prepare():
     """
     global _line, _ready
     if _line is None:
-        # MindSpore hands a compiled step to another thread and then spins on a core until it is done; made to
-        # run it itself, the calling thread sleeps instead and leaves the core to the operators.
-        os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
+        _wait_asleep()
         reason = None
         if os.environ.get("DA_CPU_OPS", "1") == "0":
             reason = "DA_CPU_OPS=0"
@@ -56,6 +54,18 @@ def prepare():
         if reason is not None:
             _line = f"CPU operator: plain MindSpore, because {reason}{_choose_plain_isa()}"
     return _line
+
+
+def tune_plain():
+    """The same settings for a process that uses MindSpore's own operators only, in place of `prepare`."""
+    _wait_asleep()
+    _choose_plain_isa()
+
+
+def _wait_asleep():
+    """MindSpore hands a compiled step to another thread and then spins on a core until it is done; made to
+    run it itself, the calling thread sleeps instead and leaves the core to the operators."""
+    os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
 
 
 def _choose_plain_isa():

@@ -9,6 +9,7 @@ from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from src import noise
 from src.data import pairs
+from src.evaluate import evaluating
 from src.losses import GradientReversal, accuracy, cross_entropy, prediction_entropy
 from src.networks.dann import DANN, FEATURE_MAP, HIDDEN, DomainClassifier
 from src.ops import accelerate
@@ -86,6 +87,14 @@ class PretrainLoss(nn.Cell):
         return cross_entropy(logits, labels), accuracy(logits, labels)
 
 
+def both_features(backbone, images, keep_map, half, joint):
+    """Features of `half` source rows, then of the target rows; with `joint`, from one batch."""
+    if joint:
+        return backbone(images, keep_map)
+    source = backbone(images[:half], keep_map[:half])
+    return ops.concat((source, backbone(images[half:], keep_map[half:])))
+
+
 class AdversarialLoss(nn.Cell):
     """Class loss, domain loss and target entropy of one source and one target batch.
 
@@ -104,12 +113,6 @@ class AdversarialLoss(nn.Cell):
         self.reversal = GradientReversal()
         self.joint, self.use_entropy, self.fool = joint, use_entropy, fool
 
-    def _features(self, images, keep_map, half):
-        if self.joint:
-            return self.backbone(images, keep_map)
-        source = self.backbone(images[:half], keep_map[:half])
-        return ops.concat((source, self.backbone(images[half:], keep_map[half:])))
-
     def _logits(self, features, keep_hidden, half):
         """(source logits, target logits); the target's only where something reads them."""
         if not self.use_entropy:
@@ -122,7 +125,7 @@ class AdversarialLoss(nn.Cell):
 
     def construct(self, images, labels, domains, keep_map, keep_hidden, reverse, weights):
         half = labels.shape[0]
-        features = self._features(images, keep_map, half)
+        features = both_features(self.backbone, images, keep_map, half, self.joint)
         source_logits, target_logits = self._logits(features, keep_hidden, half)
         class_loss = cross_entropy(source_logits, labels)
         domain_logits = self.domain_classifier(self.reversal(features, reverse))
@@ -143,12 +146,7 @@ class DiscriminatorLoss(nn.Cell):
         self.backbone, self.domain_classifier, self.joint = network.backbone, domain_classifier, joint
 
     def construct(self, images, domains, keep_map):
-        half = domains.shape[0] // 2
-        if self.joint:
-            features = self.backbone(images, keep_map)
-        else:
-            source = self.backbone(images[:half], keep_map[:half])
-            features = ops.concat((source, self.backbone(images[half:], keep_map[half:])))
+        features = both_features(self.backbone, images, keep_map, domains.shape[0] // 2, self.joint)
         logits = self.domain_classifier(ops.stop_gradient(features))
         return 2.0 * cross_entropy(logits, domains), accuracy(logits, domains)
 
@@ -218,7 +216,7 @@ class DannTrainCell(TrainCell):
         self._reverse = jit(self._reversal_update, config)
         self._generate = jit(self._generator_update, config)
         self._discriminate = jit(self._discriminator_update, config)
-        self._evaluate = jit(self._validation_figures, config)
+        self._evaluate = jit(self._validation_logits, config)
 
     def _weights(self, *names):
         return ms.ParameterTuple([p for name in names for p in self.parts[name].trainable_params()])
@@ -329,7 +327,7 @@ class DannTrainCell(TrainCell):
 
     # Validation: source classes and domains on held-out training images; never a target label.
 
-    def _validation_figures(self, images, labels):
+    def _validation_logits(self, images):
         features = self.network.backbone(images)
         logits = self.network.class_classifier(features)
         return logits, self.domain_classifier(features)
@@ -338,16 +336,14 @@ class DannTrainCell(TrainCell):
         """Class loss and accuracy on held-out source images, domain loss and accuracy on both."""
         if self.held_out is None:
             return {}
-        for part in self.parts.values():
-            part.set_train(False)
         sums = np.zeros(6)
-        for domain, side in enumerate(("source", "target")):
-            for images, labels in self.held_out[side]:
-                tensors = ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels)
-                logits, domain_logits = (t.asnumpy() for t in self._evaluate(*tensors))
-                sums += _held_out_sums(logits, labels, domain_logits, domain)
-        for part in self.parts.values():
-            part.set_train(True)
+        with evaluating(*self.parts.values()):
+            for domain, side in enumerate(("source", "target")):
+                for images, labels in self.held_out[side]:
+                    logits, domain_logits = (
+                        t.asnumpy() for t in self._evaluate(ms.Tensor.from_numpy(images))
+                    )
+                    sums += _held_out_sums(logits, labels, domain_logits, domain)
         class_loss, class_hits, class_count, domain_loss, domain_hits, count = sums
         figures = {"class_loss": class_loss / class_count, "class_accuracy": class_hits / class_count}
         if phase.name == "adapt":
