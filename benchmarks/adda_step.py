@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from benchmarks import report
 from model_utils import cli
 
 BATCH, ROUNDS, STEPS = 128, 3, 200
@@ -87,8 +88,7 @@ def main():
     pairs = [(timed(ours), timed(theirs)) for _ in range(ROUNDS)]
     seconds, torch_seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"ADDA, {STEPS} adversarial steps, batch {BATCH}+{BATCH}, median of {ROUNDS} alternating pairs")
-    print(f"ours    {seconds:7.2f} s")
-    print(f"PyTorch {torch_seconds:7.2f} s   ratio ours : PyTorch {seconds / torch_seconds:.2f}")
+    report.ratio(f"ADDA, {STEPS} adversarial steps", seconds, torch_seconds, "s", digits=2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import positive
+from benchmarks import positive, report
 from model_utils import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,10 +58,12 @@ def main():
     with tempfile.TemporaryDirectory() as out:
         runs = [create(arguments.bst_path, arguments.mnist_dir, out) for _ in range(arguments.runs)]
         seconds = [run[0] for run in runs]
-        print(f"create_mnistm.py: median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s")
-        print(f"peak memory: {max(run[1] for run in runs):.0f} MB")
+        report.figure("create_mnistm.py, median", f"{statistics.median(seconds):.2f}", "s")
+        report.figure("create_mnistm.py, longest", f"{max(seconds):.2f}", "s")
+        report.figure("create_mnistm.py, peak memory", f"{max(run[1] for run in runs):.0f}", "MB")
         opened, touched = open_seconds(out)
-        print(f"open 60,000 images: {opened:.3f} s; open and read every one: {touched:.3f} s")
+        report.figure("MNIST-M, 60,000 images opened", f"{opened:.3f}", "s")
+        report.figure("MNIST-M, 60,000 images opened and read", f"{touched:.3f}", "s")
 
 
 if __name__ == "__main__":

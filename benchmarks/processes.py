@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks import positive
+from benchmarks import positive, report
 from model_utils import cli
 from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
@@ -60,9 +60,9 @@ def main():
         f"DANN, batch {arguments.batch_size}+{arguments.batch_size} on each process, {arguments.steps} steps"
     )
     for processes, measured in rates.items():
-        shown = ", ".join(f"{value:.0f}" for value in measured)
-        print(f"processes {processes}: {medians[processes]:.0f} samples/s ({shown})")
-    print(f"ratio 2 : 1  {medians[2] / medians[1]:.2f}")
+        print(f"processes {processes}: {', '.join(f'{value:.0f}' for value in measured)} samples/s")
+        report.figure(f"DANN, processes {processes}", f"{medians[processes]:.0f}", "samples/s")
+    report.figure("DANN, 2 processes : 1", f"{medians[2] / medians[1]:.2f}")
 
 
 if __name__ == "__main__":

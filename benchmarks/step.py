@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from benchmarks import report
 from model_utils import cli
 
 BATCH, ROUNDS, STEPS = 64, 5, 10
@@ -106,14 +107,15 @@ def main():
     pairs = [(timed(ours, STEPS), timed(theirs, STEPS)) for _ in range(ROUNDS)]
     ms_ours, ms_torch = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"DANN step, batch {BATCH}+{BATCH}, median of {ROUNDS} alternating pairs of {STEPS} steps")
-    print(f"ours    {ms_ours:8.1f} ms")
-    print(f"PyTorch {ms_torch:8.1f} ms   ratio ours : PyTorch {ms_ours / ms_torch:.2f}")
+    report.ratio("DANN step", ms_ours, ms_torch, "ms")
     if arguments.plain or arguments.reference:
         plain = alone({"DA_CPU_OPS": "0"}, extra, 10)
-        print(f"plain operators, AVX2 setting  {plain:8.1f} ms   ratio {plain / ms_torch:.2f} x PyTorch")
+        report.figure("DANN step, plain operators", f"{plain:.1f}", "ms")
+        report.figure("DANN step, plain operators : PyTorch", f"{plain / ms_torch:.2f}")
     if arguments.reference:
         slow = alone({"DA_CPU_OPS": "0", "ONEDNN_MAX_CPU_ISA": "DEFAULT"}, extra, 3)
-        print(f"without the oneDNN setting     {slow:8.1f} ms   {slow / plain:.0f} x as long as with it")
+        report.figure("DANN step, plain operators without the oneDNN setting", f"{slow:,.1f}", "ms")
+        report.figure("DANN step, without the setting : with it, plain", f"{slow / plain:.0f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""docs/results.md, written from the results of runs.
+
+    python -m benchmarks.results [--keep RUN_FOLDER …] [--check]
+
+`--keep` copies the result of finished runs into benchmarks/results first, one JSON file per run: result.json
+and, from metrics.jsonl, the test accuracy over time. `--check` writes nothing and fails if the page is not
+what the results give. The experiments, their commands and the published figures beside them stand in
+benchmarks/experiments.yaml; an experiment without a result is shown as "not run".
+
+Accuracy is that of the last checkpoint; "oracle" is the best at any evaluation, chosen by test labels.
+Deviations are those of the sample (n - 1).
+"""
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+import yaml
+
+from model_utils import cli
+from model_utils.checkpoint import atomic
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+from model_utils.run_log import read_metrics
+
+KEPT = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+EXPERIMENTS = ROOT / "benchmarks" / "experiments.yaml"
+INTRODUCTION = """# Results
+
+Written by `python -m benchmarks.results` from the runs kept in `benchmarks/results`; not by hand. Mean ±
+standard deviation of the sample over seeds. Results are those of the **last checkpoint**; "oracle" is the
+best at any evaluation, chosen by test labels, and no result. "Before the last phase" is source-only training
+where a recipe has such a phase. Times are from the start of the process to result.json, the median over
+seeds, and include every evaluation."""
+FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
+
+
+def _metrics(folder):
+    """Test rows of a run: [phase, step, seconds, {domain: accuracy}]."""
+    rows = []
+    for row in read_metrics(Path(folder) / "metrics.jsonl"):
+        if row["kind"] == "test":
+            named = {
+                key.removesuffix("_accuracy"): value
+                for key, value in row.items()
+                if key.endswith("_accuracy")
+            }
+            rows.append([row["phase"], row["step"], round(row["seconds"], 1), named])
+    return rows
+
+
+def keep(folder, kept=KEPT):
+    """Copy a finished run's result.json, with its test accuracy over time, into `kept`; returns the file."""
+    source = Path(folder) / "result.json"
+    if not source.is_file():
+        raise UserError(f"{folder}: holds no result.json; give folders of finished runs")
+    result = json.loads(source.read_text(encoding="utf-8"))
+    result["test"] = _metrics(folder)
+    parts = [result["experiment"], result.get("target_domain"), f"seed{result['seed']}"]
+    path = Path(kept) / ("-".join(str(part) for part in parts if part not in (None, "")) + ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return path
+
+
+def load(kept=KEPT):
+    """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
+    groups = {}
+    for path in sorted(Path(kept).glob("*.json")):
+        if path.name == FIGURES:
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
+    return {key: sorted(results, key=lambda result: result["seed"]) for key, results in groups.items()}
+
+
+def figures(kept=KEPT):
+    """What `python -m benchmarks --save` kept: [{benchmark, name, text, unit}, …]."""
+    path = Path(kept) / FIGURES
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": []}
+
+
+def percent(values):
+    """'92.75 ± 0.30 %' of accuracies in [0, 1]; without the deviation if there is one value only."""
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation} %"
+
+
+def source_only(result):
+    """{domain: accuracy} at the end of the phase before the last one, or None if there is but one phase."""
+    if "source_only" in result:
+        return result["source_only"]
+    phases = [row[0] for row in result.get("test", ())]
+    before = [row[3] for row in result.get("test", ()) if phases and row[0] != phases[-1]]
+    return before[-1] if before else None
+
+
+def _row(entry, target, results):
+    """One line of an experiment's table: the domain that counts, then the others."""
+    if not results:
+        cells = ["not run"] + [""] * 6
+    else:
+        main = target or entry.get("domain", "target")
+        others = [domain for domain in results[0]["accuracy"] if domain != main]
+        rest = ", ".join(f"{d} {percent([r['accuracy'][d] for r in results])}" for d in others)
+        before = [source_only(result) for result in results]
+        cells = [
+            f"**{percent([r['accuracy'][main] for r in results])}**",
+            percent([r["oracle_accuracy"][main] for r in results]),
+            percent([b[main] for b in before]) if all(before) else "",
+            rest,
+            ", ".join(str(r["seed"]) for r in results),
+            f"{results[0]['steps']:,}",
+            f"{statistics.median(r['seconds'] for r in results):.0f} s",
+        ]
+    name = f"{entry['title']}{f', {target} left out' if target else ''}"
+    published = "; ".join(entry.get("published", ()))
+    return f"| {name} | {' | '.join(cells)} | {published} |"
+
+
+HEAD = (
+    "| experiment | last checkpoint | oracle | before the last phase | other domains | seeds | steps "
+    "| time | published |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def _sections(sections, groups):
+    for section in sections:
+        lines, commands = [HEAD], []
+        for entry in section["experiments"]:
+            for target in entry.get("targets", [None]):
+                key = (entry["experiment"], None if target is None else str(target))
+                lines.append(_row(entry, key[1], groups.pop(key, [])))
+            commands.append(f"# {entry['title']}\n{entry['command'].strip()}")
+        text = section.get("text", "").strip()
+        block = "```\n" + "\n".join(commands) + "\n```"
+        yield "\n\n".join(part for part in (f"## {section['title']}", text, "\n".join(lines), block) if part)
+
+
+def _machines(groups):
+    seen = {}
+    for (experiment, _), results in groups.items():
+        for result in results:
+            machine, versions = result["machine"], result["versions"]
+            shown = f"{machine['cores']} cores {machine['processor']}, {result['device']}; " + ", ".join(
+                f"{name} {version}" for name, version in versions.items()
+            )
+            seen.setdefault(shown, set()).add(experiment)
+    return "\n".join(f"- {shown}: {', '.join(sorted(names))}" for shown, names in sorted(seen.items()))
+
+
+def _figures_table(content):
+    if not content["figures"]:
+        return ""
+    lines = ["| measured | | command |", "|---|---|---|"]
+    for row in content["figures"]:
+        value = f"{row['text']} {row['unit']}".strip()
+        lines.append(f"| {row['name']} | {value} | `{row['command']}` |")
+    return "## Speed and memory\n\n`python -m benchmarks` prints these, one run of each.\n\n" + "\n".join(
+        lines
+    )
+
+
+def page(kept=KEPT):
+    """The text of docs/results.md.
+
+    Raises:
+        UserError: a kept run belongs to no experiment of experiments.yaml.
+    """
+    sections = yaml.safe_load(EXPERIMENTS.read_text(encoding="utf-8"))
+    groups = load(kept)
+    left = dict(groups)
+    parts = list(_sections(sections, left))
+    if left:
+        names = ", ".join("-".join(str(part) for part in key if part) for key in sorted(left, key=str))
+        raise UserError(f"{EXPERIMENTS.name} knows no experiment {names}; add it there")
+    parts = [
+        INTRODUCTION,
+        *parts,
+        _figures_table(figures(kept)),
+        f"## Machines and versions\n\n{_machines(groups)}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def known(kept=KEPT):
+    """Every number, as text, that the results data hold: what README and configurations may quote."""
+    numbers = set()
+    text = page(kept) + EXPERIMENTS.read_text(encoding="utf-8")
+    for results in load(kept).values():
+        for result in results:
+            values = [*result["accuracy"].values(), *result["oracle_accuracy"].values()]
+            values += [value for row in result.get("test", ()) for value in row[3].values()]
+            numbers |= {f"{100 * value:.2f}" for value in values}
+            seconds = [result["seconds"], *(row[2] for row in result.get("test", ()))]
+            numbers |= {f"{value:.0f}" for value in seconds}
+    return numbers | set(re.findall(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", text))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep", nargs="+", metavar="RUN_FOLDER", default=[])
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    for folder in arguments.keep:
+        print(f"kept {keep(folder).relative_to(ROOT)}")
+    text = page()
+    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if arguments.check and text != current:
+        raise UserError(
+            f"{PAGE.relative_to(ROOT)} is not what the results give; run python -m benchmarks.results"
+        )
+    if not arguments.check:
+        with atomic(PAGE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    groups = load()
+    print(f"{PAGE.relative_to(ROOT)}: {sum(map(len, groups.values()))} runs, {len(groups)} experiments")
+
+
+if __name__ == "__main__":
+    cli.run(main)

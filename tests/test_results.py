@@ -1,0 +1,116 @@
+"""docs/results.md is what the kept runs give, and README and configurations quote only what was measured."""
+
+import json
+import re
+
+import pytest
+from helpers import ROOT
+
+from benchmarks import __main__ as entry
+from benchmarks import report, results
+from model_utils.errors import UserError
+
+QUOTING = [
+    ROOT / "README.md",
+    ROOT / "README_CN.md",
+    ROOT / "config.yaml",
+    *sorted((ROOT / "configs").glob("*.yaml")),
+]
+QUOTED = re.compile(r"(\d[\d,]*(?:\.\d+)?)(?: ± (\d+\.\d+))? ?%")
+
+
+def result(seed, target, **more):
+    return {
+        "experiment": "dann",
+        "seed": seed,
+        "device": "CPU",
+        "steps": 10,
+        "seconds": 2.0,
+        "accuracy": {"source": 0.9, "target": target},
+        "oracle_accuracy": {"source": 0.9, "target": target + 0.01},
+        "machine": {"processor": "P", "cores": 2},
+        "versions": {"python": "3"},
+        **more,
+    }
+
+
+def run_folder(folder, content):
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(content))
+    rows = [
+        {
+            "kind": "test",
+            "phase": phase,
+            "step": step,
+            "seconds": 1.0,
+            "source_accuracy": 0.8,
+            "target_accuracy": value,
+        }
+        for phase, step, value in (("pretrain", 5, 0.4), ("adapt", 10, 0.5))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_page_is_what_the_kept_runs_give():
+    assert results.PAGE.read_text(encoding="utf-8") == results.page()
+
+
+@pytest.mark.parametrize("path", QUOTING, ids=lambda path: path.name)
+def test_every_percentage_quoted_is_in_the_results_data(path):
+    known = results.known()
+    quoted = {n for match in QUOTED.findall(path.read_text(encoding="utf-8")) for n in match if n}
+    assert quoted <= known, sorted(quoted - known)
+
+
+def test_mean_and_deviation_of_kept_runs(tmp_path):
+    for seed, target in enumerate((0.90, 0.92, 0.97)):
+        folder = run_folder(tmp_path / f"run{seed}", result(seed, target))
+        assert results.keep(folder, tmp_path / "kept").name == f"dann-seed{seed}.json"
+    row = next(line for line in results.page(tmp_path / "kept").splitlines() if "recommended" in line)
+    # mean 0.93; deviations -0.03, -0.01, 0.04: variance 0.0026 / 2
+    assert "**93.00 ± 3.61 %**" in row and "94.00 ± 3.61 %" in row
+    assert "40.00 ± 0.00 %" in row  # at the end of the phase before the last
+    assert {"93.00", "3.61", "97.00", "50.00"} <= results.known(tmp_path / "kept")
+
+
+def test_domains_left_out_are_told_apart(tmp_path):
+    for target in ("0", "75"):
+        folder = run_folder(tmp_path / target, result(0, 0.5, experiment="x", target_domain=target))
+        assert results.keep(folder, tmp_path / "kept").name == f"x-{target}-seed0.json"
+    assert set(results.load(tmp_path / "kept")) == {("x", "0"), ("x", "75")}
+
+
+def test_what_was_not_run_is_said(tmp_path):
+    assert "| not run |" in results.page(tmp_path)
+
+
+def test_run_of_an_unknown_experiment_is_refused(tmp_path):
+    folder = run_folder(tmp_path / "run", result(0, 0.5, experiment="nobody"))
+    results.keep(folder, tmp_path / "kept")
+    with pytest.raises(UserError, match="nobody"):
+        results.page(tmp_path / "kept")
+
+
+def test_figures_reach_the_table(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "figures.jsonl"
+    monkeypatch.setenv(report.VARIABLE, str(path))
+    report.ratio("step", 10.0, 20.0, "ms")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["name"], row["text"], row["unit"]) for row in rows] == [
+        ("step, ours", "10.0", "ms"),
+        ("step, PyTorch", "20.0", "ms"),
+        ("step, ours : PyTorch", "0.50", ""),
+    ]
+    assert "step, ours: 10.0 ms" in capsys.readouterr().out
+    assert "0.50" in entry.table(rows)
+
+
+def test_saving_exchanges_only_what_was_run(tmp_path):
+    def row(command, text):
+        return {"benchmark": "b", "name": command, "text": text, "unit": "", "command": command}
+
+    entry.save([row("a", "1"), row("b", "1")], {"a", "b"}, tmp_path)
+    entry.save([row("b", "2")], {"b"}, tmp_path)
+    kept = {r["name"]: r["text"] for r in results.figures(tmp_path)["figures"]}
+    assert kept == {"a": "1", "b": "2"}
