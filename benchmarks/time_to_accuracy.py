@@ -1,0 +1,101 @@
+"""Time from the start of the process to a target accuracy, MNIST → MNIST-M: ours and PyTorch's.
+
+    python -m benchmarks.time_to_accuracy [--configs config.yaml …] [--seeds 0 1 2] [--minutes 20]
+
+Runs, one after another, each configuration with each seed, and the published recipe in PyTorch
+(benchmarks/torch_dann_train.py) with each seed for `--minutes` at most. A threshold is reached at the first
+evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import positive, report
+from model_utils import cli
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+from model_utils.run_log import read_metrics
+
+THRESHOLDS = (0.8157, 0.90, 0.95)
+
+
+def run(words):
+    """Standard output of a command of the repository; UserError with its last line if it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError((done.stderr.strip().splitlines() or [f"{words} failed"])[-1])
+    return done.stdout
+
+
+def our_curve(config, seed, every):
+    """[(seconds, target accuracy), …] of one run of train.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"config": config, "seed": seed, "output_dir": folder, "eval_interval": every}
+        run(["train.py", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))])
+        rows = read_metrics(Path(folder) / "metrics.jsonl")
+        return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
+
+
+def torch_curve(seed, minutes, every):
+    """The same of the published recipe in PyTorch."""
+    words = [
+        "-m",
+        "benchmarks.torch_dann_train",
+        f"--seed={seed}",
+        f"--minutes={minutes}",
+        f"--every={every}",
+    ]
+    rows = [json.loads(line) for line in run(words).splitlines()]
+    return [(row["seconds"], row["accuracy"]) for row in rows]
+
+
+def reached(curve, threshold):
+    """Seconds to the first evaluation at or above `threshold`, or None."""
+    return next((seconds for seconds, accuracy in curve if accuracy >= threshold), None)
+
+
+def summarise(name, curves):
+    """Figures of one recipe over its seeds."""
+    for threshold in THRESHOLDS:
+        times = [reached(curve, threshold) for curve in curves]
+        if all(times):
+            report.figure(f"{name}, time to {100 * threshold:g} %", f"{statistics.median(times):.0f}", "s")
+        else:
+            missed = times.count(None)
+            report.figure(
+                f"{name}, time to {100 * threshold:g} %", f"not reached by {missed} of {len(times)}"
+            )
+    best = [max(accuracy for _, accuracy in curve) for curve in curves]
+    last = [curve[-1][1] for curve in curves]
+    report.figure(f"{name}, last evaluation", f"{100 * statistics.mean(last):.2f}", "%")
+    report.figure(f"{name}, best evaluation (oracle)", f"{100 * statistics.mean(best):.2f}", "%")
+    report.figure(f"{name}, whole time", f"{statistics.median(curve[-1][0] for curve in curves):.0f}", "s")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--configs", nargs="*", default=["config.yaml"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=20, help="limit of a PyTorch run; 0 leaves it out")
+    parser.add_argument("--every", type=positive, default=460, help="steps between evaluations")
+    arguments = parser.parse_args()
+    curves = {}
+    for seed in arguments.seeds:
+        for config in arguments.configs:
+            curves.setdefault(config, []).append(our_curve(config, seed, arguments.every))
+        if arguments.minutes:
+            name = "PyTorch, published recipe"
+            curves.setdefault(name, []).append(torch_curve(seed, arguments.minutes, arguments.every))
+    for name, several in curves.items():
+        summarise(name, several)
+
+
+if __name__ == "__main__":
+    cli.run(main)
