@@ -1,0 +1,60 @@
+"""docs/keys.md, every configuration key in tables: python -m model_utils.key_tables [--check]
+
+Written from the keys themselves, so that the page can't say something else than `--help`. `--check` writes
+nothing and fails if the page is not what the keys give.
+"""
+
+import argparse
+
+from model_utils import cli
+from model_utils.checkpoint import atomic
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+
+PAGE = ROOT / "docs" / "keys.md"
+INTRODUCTION = """# Configuration keys
+
+Written by `python -m model_utils.key_tables`; `python train.py --help` shows the same for one experiment. A
+method's defaults are the published recipe; `config.yaml` and `configs/*.yaml` hold what we recommend. Order:
+`config.yaml`, then `--config FILE`, then the command line.
+"""
+
+
+def _table(keys):
+    lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
+    for name, key in keys.items():
+        default = str(key.default).lower() if isinstance(key.default, bool) else str(key.default)
+        shown = f"`{default}`" if default else ""
+        allowed = key.allowed().replace("|", "/")
+        lines.append(f"| `{name}` | {shown} | {key.help.replace('|', '/')} | {allowed} |")
+    return "\n".join(lines)
+
+
+def page():
+    """The text of docs/keys.md."""
+    from model_utils.keys import COMMON
+    from src.train_cells import find_method, method_names
+
+    parts = [INTRODUCTION, "## All methods\n", _table(COMMON)]
+    for name in method_names():
+        method = find_method(name)
+        title = method.__doc__.strip().splitlines()[0].rstrip(".")
+        parts += [f"\n## `method: {name}`\n", f"{title}.\n", _table(method.KEYS)]
+    return "\n".join(parts) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = page()
+    if not arguments.check:
+        with atomic(PAGE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        raise UserError("docs/keys.md is not what the keys give; run python -m model_utils.key_tables")
+    print(f"{PAGE.relative_to(ROOT)}: {text.count('| `')} keys")
+
+
+if __name__ == "__main__":
+    cli.run(main)
