@@ -43,3 +43,17 @@ def test_number_of_rounds_is_checked(name, option):
     done = benchmark(name, option, 0)
     assert done.returncode == 2
     assert option in done.stderr and "at least 1" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_threshold_is_reached_at_the_first_evaluation_at_or_above_it(capsys):
+    from benchmarks import time_to_accuracy
+
+    curve = [(10.0, 0.80), (20.0, 0.90), (30.0, 0.96), (40.0, 0.94)]
+    assert time_to_accuracy.reached(curve, 0.8157) == 20
+    assert time_to_accuracy.reached(curve, 0.95) == 30
+    assert time_to_accuracy.reached(curve, 0.97) is None
+    time_to_accuracy.summarise("recipe", [curve, [(60.0, 0.93)]])
+    shown = capsys.readouterr().out
+    assert "recipe, time to 81.57 %: 40 s" in shown
+    assert "recipe, time to 95 %: not reached by 1 of 2" in shown
+    assert "recipe, last evaluation: 93.50 %" in shown and "(oracle): 94.50 %" in shown
