@@ -1,0 +1,239 @@
+"""HarDNet, the Harmonic DenseNet (Chao et al. 2019, arXiv 1909.00948): four variants from one table.
+
+Children and parameters are called as in the authors' published networks (`base.3.layers.0.conv.weight`), with
+MindSpore's names of a batch normalisation's parameters, so that src/pth2ckpt.py maps weights by name.
+"""
+
+import dataclasses
+from collections import OrderedDict
+
+from mindspore import nn, ops
+
+from model_utils.errors import UserError
+
+CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        separable: depthwise separable: 1x1 + depthwise 3x3 convolutions, strided depthwise ones for pooling.
+        stem: output channels of the two convolutions before the blocks.
+        growth: each block's growth rate k.
+        multiplier: m, by which a layer grows for each link beyond its first.
+        layers: each block's number of layers.
+        channels: output channels of the 1x1 convolution behind each block.
+        down: whether the resolution is halved behind that.
+        dropout: probability before the classifier.
+        block_dropout: probability between the last block and its 1x1 convolution.
+    """
+
+    separable: bool
+    stem: tuple
+    growth: tuple
+    multiplier: float
+    layers: tuple
+    channels: tuple
+    down: tuple
+    dropout: float
+    block_dropout: float = 0.0
+
+
+_BODY_68 = {
+    "growth": (14, 16, 20, 40, 160),
+    "multiplier": 1.7,
+    "layers": (8, 16, 16, 16, 4),
+    "channels": (128, 256, 320, 640, 1024),
+    "down": (True, False, True, True, False),
+}
+
+VARIANTS = {
+    "39ds": Variant(
+        separable=True,
+        stem=(24, 48),
+        growth=(16, 20, 64, 160),
+        multiplier=1.6,
+        layers=(4, 16, 8, 4),
+        channels=(96, 320, 640, 1024),
+        down=(True, True, True, False),
+        dropout=0.05,
+    ),
+    "68ds": Variant(separable=True, stem=(32, 64), **_BODY_68, dropout=0.05),
+    "68": Variant(separable=False, stem=(32, 64), **_BODY_68, dropout=0.1),
+    "85": Variant(
+        separable=False,
+        stem=(48, 96),
+        growth=(24, 24, 28, 36, 48, 256),
+        multiplier=1.7,
+        layers=(8, 16, 16, 16, 16, 4),
+        channels=(192, 256, 320, 480, 720, 1280),
+        down=(True, False, True, False, True, False),
+        dropout=0.2,
+        block_dropout=0.1,
+    ),
+}
+
+
+def find_variant(name):
+    """The table's row; UserError that lists the names if there is none of this name."""
+    if name not in VARIANTS:
+        raise UserError(f"variant: HarDNet {name!r} does not exist; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def block_plan(in_channels, growth, multiplier, layers):
+    """The wiring of a harmonic block: [(links, input channels, output channels)] of its layers 1, 2, …
+
+    Layer l reads the layers l - 2^n for every 2^n that divides l, nearest first; layer 0 is the input.
+    It has k·m^(links - 1) channels, rounded to even (section 3.2 of the paper).
+    """
+    widths, plan = [in_channels], []
+    for layer in range(1, layers + 1):
+        steps = [2**n for n in range(layer.bit_length()) if layer % 2**n == 0]
+        width = growth * multiplier ** (len(steps) - 1)
+        width = int(int(width + 1) / 2) * 2
+        links = tuple(layer - step for step in steps)
+        plan.append((links, sum(widths[link] for link in links), width))
+        widths.append(width)
+    return plan
+
+
+def _conv_norm(name, conv, relu):
+    """Convolution, batch normalisation and, with `relu`, ReLU6: one operator on a CPU (src/ops)."""
+    norm = nn.BatchNorm2d(conv.out_channels, eps=1e-5, momentum=0.9)
+    cells = [(name, conv), ("norm", norm)] + ([("relu", nn.ReLU6())] if relu else [])
+    return nn.SequentialCell(OrderedDict(cells))
+
+
+def conv_layer(in_channels, out_channels, kernel=3, stride=1):
+    """Convolution without bias + BN + ReLU6, padded by half the kernel."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=kernel // 2)
+    return _conv_norm("conv", conv, relu=True)
+
+
+def depthwise_layer(channels, stride=1):
+    """Depthwise 3x3 convolution + BN, no activation."""
+    conv = nn.Conv2d(channels, channels, 3, stride, pad_mode="pad", padding=1, group=channels)
+    return _conv_norm("dwconv", conv, relu=False)
+
+
+def separable_layer(in_channels, out_channels):
+    """1x1 convolution + BN + ReLU6, then depthwise 3x3 + BN."""
+    layers = [("layer1", conv_layer(in_channels, out_channels, 1)), ("layer2", depthwise_layer(out_channels))]
+    return nn.SequentialCell(OrderedDict(layers))
+
+
+class PaddedMaxPool(nn.Cell):
+    """Max-pooling 3x3, stride 2, padding 1, for inputs >= 0, such as ReLU6's.
+
+    There a border of zeros and one of -inf give the same maxima, and the same gradients in front of a ReLU6,
+    which passes none where its output is 0. MindSpore's own padded pooling pools three-dimensionally.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
+        self.pool = nn.MaxPool2d(3, 2)
+
+    def construct(self, x):
+        return self.pool(self.pad(x))
+
+
+class HarmonicBlock(nn.Cell):
+    """Layers wired as `block_plan` says; (N, C, H, W) -> odd layers and the last, (N, out_channels, H, W)."""
+
+    def __init__(self, in_channels, growth, multiplier, layers, separable):
+        super().__init__()
+        plan = block_plan(in_channels, growth, multiplier, layers)
+        layer = separable_layer if separable else conv_layer
+        self.links = tuple(links for links, _, _ in plan)
+        self.layers = nn.CellList([layer(inputs, outputs) for _, inputs, outputs in plan])
+        self.kept = tuple(number for number in range(1, layers + 1) if number % 2 == 1 or number == layers)
+        self.out_channels = sum(plan[number - 1][2] for number in self.kept)
+
+    def construct(self, x):
+        outputs = (x,)
+        for index, layer in enumerate(self.layers):
+            inputs = ()
+            for link in self.links[index]:
+                inputs += (outputs[link],)
+            outputs += (layer(inputs[0] if len(inputs) == 1 else ops.concat(inputs, 1)),)
+        kept = ()
+        for number in self.kept:
+            kept += (outputs[number],)
+        return ops.concat(kept, 1)
+
+
+class HarDNet(nn.Cell):
+    """float32 (N, 3, H, W) -> logits (N, class_num); H and W at least 32, usually 224.
+
+    Images are normalised by ImageNet's mean and deviation per channel, as the published weights want them.
+
+    Attributes:
+        variant, class_num: what it was built with.
+        dropout_rate: probability before the classifier.
+        feature_channels: C of the pooled features.
+        block_dropout_rate: probability between the last block and its 1x1 convolution; 0 but for "85".
+        block_channels: channels there.
+    """
+
+    def __init__(self, variant, class_num=CLASSES):
+        super().__init__()
+        row = find_variant(variant)
+        cells = [conv_layer(3, row.stem[0], 3, stride=2)]
+        cells.append(conv_layer(*row.stem, 1 if row.separable else 3))
+        cells.append(depthwise_layer(row.stem[1], stride=2) if row.separable else PaddedMaxPool())
+        width, self.block_dropout_at = row.stem[1], -1
+        for number, channels in enumerate(row.channels):
+            growth, layers = row.growth[number], row.layers[number]
+            block = HarmonicBlock(width, growth, row.multiplier, layers, row.separable)
+            cells.append(block)
+            if row.block_dropout and number == len(row.channels) - 1:
+                self.block_dropout_at = len(cells)
+                cells.append(nn.Identity())  # the published networks count the dropout layer
+            cells.append(conv_layer(block.out_channels, channels, 1))
+            if row.down[number]:
+                cells.append(depthwise_layer(channels, stride=2) if row.separable else nn.MaxPool2d(2, 2))
+            width = channels
+        self.base = nn.CellList(cells)
+        self.classifier = nn.Dense(width, class_num)
+        self.variant, self.class_num = variant, class_num
+        self.dropout_rate, self.feature_channels = row.dropout, width
+        self.block_dropout_rate, self.block_channels = row.block_dropout, block.out_channels
+
+    def features_of(self, images, keep_block=None):
+        """Images (N, 3, H, W) -> pooled features (N, feature_channels)."""
+        x = images
+        for index, cell in enumerate(self.base):
+            if index == self.block_dropout_at and keep_block is not None:
+                x = x * keep_block
+            x = cell(x)
+        return ops.mean(x, (2, 3))
+
+    def construct(self, images, keep=None, keep_block=None):
+        """Logits. Dropout masks come scaled, from `src.noise.keep_mask`; None for no dropout.
+
+        keep: (N, feature_channels), probability `dropout_rate`.
+        keep_block: (N, block_channels, H / 32, W / 32), probability `block_dropout_rate`.
+        """
+        features = self.features_of(images, keep_block)
+        if keep is not None:
+            features = features * keep
+        return self.classifier(features)
+
+
+def hardnet(variant, class_num=CLASSES):
+    """A HarDNet with the initialisation the authors trained from, PyTorch's default: He-uniform with a = √5.
+
+    Args:
+        variant: "39ds", "68ds", "68" or "85".
+        class_num: number of logits, >= 1.
+
+    Raises:
+        UserError: no such variant; class_num below 1.
+    """
+    if class_num < 1:
+        raise UserError(f"class_num: {class_num} classes make no classifier; give at least 1")
+    return HarDNet(variant, class_num)
