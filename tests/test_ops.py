@@ -15,6 +15,7 @@ from mindspore import Tensor, nn, ops
 
 from src import ops as cpu_ops
 from src.ops import _library
+from src.ops._separable import Separable
 from src.ops._stage import Stage
 from src.ops.chain import Chain
 
@@ -236,6 +237,104 @@ def test_stage_compiled(operators, training):
     for network in networks:
         network.set_train(not training)
     assert_same_step(networks, tensor((4, 3, 12, 12)), mode="compiled")
+
+
+def separable(inputs=5, outputs=20, stride=1, activation=nn.ReLU6, kernel=1):
+    conv = nn.Conv2d(inputs, outputs, kernel, pad_mode="pad", padding=kernel // 2)
+    first = [conv, nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.8)] + ([activation()] if activation else [])
+    depthwise = nn.Conv2d(outputs, outputs, 3, stride, "pad", 1, group=outputs)
+    return nn.SequentialCell(nn.SequentialCell(first), nn.SequentialCell(depthwise, nn.BatchNorm2d(outputs)))
+
+
+def separable_pair(build=separable, training=True):
+    """As `pair`. What comes to the second normalisation varies in all channels: it would magnify rounding."""
+    networks = pair(build, training)
+    for network in networks:
+        norm = next(cell for _, cell in network.cells_and_names() if isinstance(cell, nn.BatchNorm2d))
+        norm.gamma.set_data(norm.gamma.abs() + 0.5)
+        norm.beta.set_data(norm.beta.clip(-0.5, 0.5))
+        for _, cell in network.cells_and_names():
+            if isinstance(cell, nn.Conv2d) and cell.group > 1:
+                cell.weight.set_data(cell.weight.abs() + 0.2)
+    return networks
+
+
+@quick
+@given(
+    options=st.fixed_dictionaries(
+        {
+            "inputs": st.integers(3, 20),  # with one, its gradient is all rounding
+            "outputs": st.integers(1, 40),
+            "stride": st.sampled_from([1, 2]),
+            "activation": st.sampled_from([nn.ReLU6, nn.ReLU, None]),
+            "kernel": st.sampled_from([1, 3]),
+        }
+    ),
+    size=st.tuples(st.integers(2, 5), st.integers(1, 20), st.integers(1, 20)),
+    training=st.booleans(),
+)
+def test_separable_equals_its_cells(operators, options, size, training):
+    n, h, w = size
+    stride = options["stride"]
+    assume(
+        n * -(-h // stride) * -(-w // stride) > 30
+    )  # enough values for a variance that is not all rounding
+    networks = separable_pair(lambda: separable(**options), training)
+    assert [type(cell) for cell in networks[1].cell_list] == [Separable]
+    assert_same_step(networks, tensor((n, options["inputs"], h, w)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_separable_compiled(operators, stride, training):
+    """Also: switching between training and evaluation after a compilation takes effect."""
+    networks = separable_pair(lambda: separable(stride=stride), training)
+    assert_same_step(networks, tensor((4, 5, 12, 9)), runs=2, mode="compiled")
+    for network in networks:
+        network.set_train(not training)
+    assert_same_step(networks, tensor((4, 5, 12, 9)), mode="compiled")
+
+
+def test_separable_with_one_half_frozen(operators):
+    """Only one of the normalisations uses statistics of the batch: each half is an operator of its own."""
+    networks = separable_pair()
+    for network in networks:
+        network[0].set_train(False)
+    assert_same_step(networks, tensor((4, 5, 12, 9)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda: nn.Conv2d(20, 20, 3, 1, "pad", 1, group=20, has_bias=True),
+        lambda: nn.Conv2d(20, 20, 3, 1, "pad", 1, group=10),
+        lambda: nn.Conv2d(20, 20, 3, 1, "pad", 2, group=20),
+        lambda: nn.Conv2d(20, 20, 5, 1, "pad", 2, group=20),
+        lambda: nn.Conv2d(20, 20, 3, 3, "pad", 1, group=20),
+        lambda: nn.Conv2d(20, 40, 3, 1, "pad", 1, group=20),
+    ],
+)
+def test_what_is_not_separable_stays_two_stages(operators, spoil):
+    def build():
+        network = separable()
+        second = spoil()
+        return nn.SequentialCell(network[0], nn.SequentialCell(second, nn.BatchNorm2d(second.out_channels)))
+
+    networks = separable_pair(build)
+    assert [type(cell) for cell in networks[1].cell_list] == [nn.SequentialCell] * 2
+    assert_same_step(networks, tensor((3, 5, 9, 8)))
+
+
+def test_separable_in_a_row_of_cells(operators):
+    """conv, norm, ReLU6, depthwise, norm without cells around them; and plain() sees through both fusions."""
+    networks = separable_pair(lambda: nn.SequentialCell(*[cell for part in separable() for cell in part]))
+    assert [type(cell) for cell in networks[1].cell_list] == [Separable]
+    assert_same_step(networks, tensor((3, 5, 9, 8)))
+    with cpu_ops.plain(networks[1]):
+        assert [type(cell) for cell in networks[1].cell_list] == [
+            type(cell) for cell in networks[0].cell_list
+        ]
+    assert [type(cell) for cell in networks[1].cell_list] == [Separable]
 
 
 class Forward:

@@ -33,7 +33,7 @@ class _Operator(nn.Cell):
         geometry = _conv.Geometry(conv, conv.has_bias)
         kernel, stride = ((1, 1), (1, 1)) if pool is None else (_pair(pool.kernel_size), _pair(pool.stride))
         mode = 0 if norm is None else 2 if training else 1
-        tail = (mode, *kernel, *stride, _ACTIVATIONS.get(type(activation), 0))
+        tail = (mode, *kernel, *stride, activation_code(activation))
         coefficients = (0.0, 0.0) if norm is None else (norm.eps, norm.momentum)
         self.geometry = Tensor((*geometry.values, *tail), ms.int64)
         self.coefficients = Tensor(coefficients, ms.float32)
@@ -51,15 +51,27 @@ class _Operator(nn.Cell):
         return dx, dw, db, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
+def activation_code(cell):
+    """What the compiled code calls the activation; `cell` may be None."""
+    return _ACTIVATIONS.get(type(cell), 0)
+
+
+def blocked(shape):
+    """Flat shape of a tensor (N, C, H, W) in oneDNN's blocked layout."""
+    n, c, h, w = shape
+    block = _library.handle().da_block()
+    return [n * -(-c // block) * block * h * w]
+
+
+def batch_statistics(norm):
+    """Whether the normalisation uses, and gathers, statistics of its batch."""
+    return norm.training if norm.use_batch_statistics is None else norm.use_batch_statistics
+
+
 def _functions(geometry, kernel, stride):
     """The compiled functions: forward, gradient of the parameters, gradient of x."""
-    block = _library.handle().da_block()
     weight = list(geometry.weight)
     channels = weight[:1]
-
-    def blocked(shape):
-        n, c, h, w = shape
-        return [n * -(-c // block) * block * h * w]
 
     def forward(x, *_):
         z = geometry.output(x)
@@ -83,25 +95,35 @@ def _pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-class Stage(nn.Cell):
-    """Stands for `cells`, which keep their parameters and their training mode."""
+class StandIn(nn.Cell):
+    """Computes what `cells` do, one after the other; they keep their parameters and their training mode."""
+
+    def __init__(self, cells, **own):
+        super().__init__()
+        for name, value in {
+            "cells": cells,
+            **own,
+        }.items():  # the cells belong to the network, not to this one
+            object.__setattr__(self, name, value)
+
+
+class Stage(StandIn):
+    """Convolution, normalisation, pooling and activation."""
 
     def __init__(self, cells, parts):
-        super().__init__()
         conv, norm, _, _ = parts
         zeros = Tensor([0.0] * conv.out_channels, ms.float32)
-        own = {
-            "cells": cells,
-            "conv": conv,
-            "norm": norm,
-            "has_norm": norm is not None,
-            "has_bias": conv.has_bias,
-            "zeros": zeros,
-            "train": None if norm is None else _Operator(parts, True),
-            "infer": _Operator(parts, False),
-        }
-        for name, value in own.items():  # the cells belong to the network, not to this stand-in
-            object.__setattr__(self, name, value)
+        super().__init__(
+            cells,
+            parts=parts,
+            conv=conv,
+            norm=norm,
+            has_norm=norm is not None,
+            has_bias=conv.has_bias,
+            zeros=zeros,
+            train=None if norm is None else _Operator(parts, True),
+            infer=_Operator(parts, False),
+        )
 
     def construct(self, x):
         if x.dtype != ms.float32:  # mixed precision: the compiled operators know float32 only
@@ -112,8 +134,7 @@ class Stage(nn.Cell):
         if not self.has_norm:
             return self.infer(x, self.conv.weight, bias, self.zeros, self.zeros, self.zeros, self.zeros)[0]
         norm = self.norm
-        batch = norm.training if norm.use_batch_statistics is None else norm.use_batch_statistics
-        if not batch:
+        if not batch_statistics(norm):
             return self.infer(
                 x, self.conv.weight, bias, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
             )[0]
@@ -169,8 +190,10 @@ def fuse(container):
 def restore(container):
     """The container's own cells again; returns what was there."""
     fused = container.cell_list
-    cells = []
-    for cell in fused:
-        cells.extend(cell.cells if type(cell) is Stage else [cell])
-    object.__setattr__(container, "cell_list", cells)
+    object.__setattr__(container, "cell_list", _unfused(fused))
     return fused
+
+
+def _unfused(cells):
+    """The cells that these stand for, whatever was fused how often."""
+    return [own for cell in cells for own in (_unfused(cell.cells) if isinstance(cell, StandIn) else [cell])]

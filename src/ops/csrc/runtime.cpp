@@ -184,6 +184,7 @@ Buffer::Buffer(size_t size) : bytes_((size + 4095) / 4096 * 4096) {
         std::lock_guard<std::mutex> lock(free_mutex);
         auto found = free_buffers.lower_bound(bytes_);
         if (found != free_buffers.end() && found->first <= 2 * bytes_) {
+            found = std::prev(free_buffers.upper_bound(found->first));  // the last returned: it may be cached
             data_ = found->second;
             bytes_ = found->first;
             free_bytes -= bytes_;

@@ -1,16 +1,9 @@
 // A stage of a network in one go: convolution, then batch normalisation, max-pooling and activation, each of
 // them optional.  What lies between stays in the blocked layout (N, C / block, H, W, block).
-//
-// Sums over a batch are formed per image and then over images in order, so they do not depend on the threads.
-#include <cmath>
-
-#include "conv.h"
+#include "normalise.h"
 
 namespace da {
 namespace {
-enum Norm { kNone, kInference, kTraining };
-enum Activation { kLinear, kRelu, kRelu6 };
-
 // What follows the convolution; continues the integers of Problem.
 struct Tail {
     Norm norm;
@@ -22,71 +15,20 @@ struct Tail {
           epsilon(c[0]), momentum(c[1]) {}
 };
 
-template <int B>
-struct Vector {
-    typedef float type __attribute__((vector_size(B * 4), aligned(4)));
-    typedef int mask __attribute__((vector_size(B * 4)));
-};
-
 // The shapes of one stage: z (N, C, H, W) blocked, y (N, C, OH, OW) plain.
 struct Shape {
-    dim_t n, c, blocks, h, w, oh, ow;
+    dim_t h, w, oh, ow;
+    Tiles tiles;
+    bool pooled;
     Shape(const Problem &p, const Tail &t, int block)
-        : n(p.y[0]), c(p.y[1]), blocks((p.y[1] + block - 1) / block), h(p.y[2]), w(p.y[3]),
-          oh((h - t.kernel[0]) / t.stride[0] + 1), ow((w - t.kernel[1]) / t.stride[1] + 1) {}
-};
-
-// Per channel, padded to whole blocks: value = scale * z + shift, and xhat = (z - mean) * inverse.
-struct Affine {
-    std::vector<float> scale, shift, mean, inverse;
-    explicit Affine(size_t channels) : scale(channels, 0), shift(channels, 0), mean(channels, 0), inverse(channels, 0) {}
-    void set(size_t c, float gamma, float beta, float m, float i) {
-        mean[c] = m;
-        inverse[c] = i;
-        scale[c] = gamma * i;
-        shift[c] = beta - m * gamma * i;
+        : h(p.y[2]), w(p.y[3]), oh((h - t.kernel[0]) / t.stride[0] + 1), ow((w - t.kernel[1]) / t.stride[1] + 1),
+          tiles(p.y[0], p.y[1], h * w, block),
+          pooled(t.kernel[0] * t.kernel[1] > 1 || t.stride[0] * t.stride[1] > 1) {}
+    // Where the planes of a tile begin in y.
+    dim_t planes(int job, int block) const {
+        return (job / tiles.blocks * tiles.c + job % tiles.blocks * block) * oh * ow;
     }
 };
-
-// Mean and sum of squared deviations of every channel over N, H and W (Chan et al. 1983: combined image by image).
-template <int B>
-void moments(const Shape &s, const float *z, std::vector<double> &mean, std::vector<double> &squares) {
-    using V = typename Vector<B>::type;
-    const dim_t area = s.h * s.w, padded = s.blocks * B;
-    std::vector<float> image_mean(s.n * padded), image_squares(s.n * padded);
-    parallel(int(s.n * s.blocks), [&](int job) {
-        const V *tile = reinterpret_cast<const V *>(z + job * area * B);
-        V sum[4] = {};
-        for (dim_t i = 0; i < area; ++i) sum[i & 3] += tile[i];
-        const V average = (sum[0] + sum[1] + sum[2] + sum[3]) / float(area);
-        V square[4] = {};
-        for (dim_t i = 0; i < area; ++i) {
-            const V d = tile[i] - average;
-            square[i & 3] += d * d;
-        }
-        reinterpret_cast<V *>(image_mean.data())[job] = average;
-        reinterpret_cast<V *>(image_squares.data())[job] = square[0] + square[1] + square[2] + square[3];
-    });
-    for (dim_t c = 0; c < s.c; ++c) {
-        double m = 0, q = 0;
-        for (dim_t n = 0; n < s.n; ++n) {
-            const double delta = image_mean[n * padded + c] - m;
-            m += delta / double(n + 1);
-            q += image_squares[n * padded + c] + delta * delta * double(area) * double(n) / double(n + 1);
-        }
-        mean[c] = m;
-        squares[c] = q;
-    }
-}
-
-template <int B>
-typename Vector<B>::type activate(typename Vector<B>::type v, Activation a) {
-    using V = typename Vector<B>::type;
-    const V zero = {}, six = zero + 6.0f;
-    if (a != kLinear) v = v < zero ? zero : v;  // keeps NaN
-    if (a == kRelu6) v = v > six ? six : v;
-    return v;
-}
 
 // Largest value of the window at (oh, ow); a NaN in the window wins.
 template <int B>
@@ -103,19 +45,17 @@ typename Vector<B>::type window(const Shape &s, const Tail &t, const float *tile
     return best;
 }
 
-// z -> y: normalise, pool and activate one block of channels of one image after the other.
+// z -> y: normalise, pool and activate one tile after the other.
 template <int B>
 void finish(const Shape &s, const Tail &t, const Affine &affine, const float *z, float *y) {
     using V = typename Vector<B>::type;
     const dim_t area = s.oh * s.ow;
-    parallel(int(s.n * s.blocks), [&](int job) {
-        const dim_t n = job / s.blocks, b = job % s.blocks;
-        const float *tile = z + job * s.h * s.w * B;
-        const V scale = reinterpret_cast<const V *>(affine.scale.data())[b];
-        const V shift = reinterpret_cast<const V *>(affine.shift.data())[b];
+    parallel(s.tiles.count(), [&](int job) {
+        const float *tile = z + job * s.tiles.area * B;
+        const V scale = at<B>(affine.scale, job % s.tiles.blocks), shift = at<B>(affine.shift, job % s.tiles.blocks);
         Buffer buffer(area * B * sizeof(float));
         V *out = static_cast<V *>(buffer.get());
-        if (t.kernel[0] * t.kernel[1] == 1 && t.stride[0] * t.stride[1] == 1) {
+        if (!s.pooled) {
             const V *in = reinterpret_cast<const V *>(tile);
             for (dim_t i = 0; i < area; ++i) out[i] = activate<B>(in[i] * scale + shift, t.activation);
         } else {
@@ -123,39 +63,32 @@ void finish(const Shape &s, const Tail &t, const Affine &affine, const float *z,
                 for (dim_t j = 0; j < s.ow; ++j)
                     out[i * s.ow + j] = activate<B>(window<B>(s, t, tile, i, j, scale, shift), t.activation);
         }
-        const float *from = buffer.floats();
-        float *to = y + (n * s.c + b * B) * area;
-        for (dim_t c = 0; c < B && b * B + c < s.c; ++c)
-            for (dim_t i = 0; i < area; ++i) to[c * area + i] = from[i * B + c];
+        to_planes<B>(buffer.floats(), s.tiles.channels(job, B), area, y + s.planes(job, B));
     });
 }
 
-// Spreads one block of dy back over z's positions: the first of a window's largest values gets the gradient.
+// Spreads one tile of dy back over z's positions: the first of a window's largest values gets the gradient.
 template <int B>
 void spread(const Shape &s, const Tail &t, const float *tile, const float *dy, dim_t channels,
             typename Vector<B>::type scale, typename Vector<B>::type shift, float *dv) {
     using V = typename Vector<B>::type;
     using M = typename Vector<B>::mask;
     const dim_t area = s.oh * s.ow;
-    Buffer buffer(area * B * sizeof(float));
-    float *g = buffer.floats();
-    if (channels < B) memset(g, 0, area * B * sizeof(float));
-    for (dim_t c = 0; c < channels; ++c)
-        for (dim_t i = 0; i < area; ++i) g[i * B + c] = dy[c * area + i];
-    const V zero = {}, six = zero + 6.0f;
-    const bool single = t.kernel[0] * t.kernel[1] == 1 && t.stride[0] * t.stride[1] == 1;
+    const V zero = {};
     const V *z = reinterpret_cast<const V *>(tile);
     V *d = reinterpret_cast<V *>(dv);
-    if (!single) memset(dv, 0, s.h * s.w * B * sizeof(float));
+    if (!s.pooled) {
+        from_planes<B>(dy, channels, area, dv);
+        if (t.activation != kLinear)
+            for (dim_t i = 0; i < area; ++i) d[i] = activate_back<B>(z[i] * scale + shift, d[i], t.activation);
+        return;
+    }
+    Buffer buffer(area * B * sizeof(float));
+    from_planes<B>(dy, channels, area, buffer.floats());
+    memset(dv, 0, s.tiles.area * B * sizeof(float));
     for (dim_t o = 0; o < area; ++o) {
-        V grad = reinterpret_cast<const V *>(g)[o];
-        const V best = single ? V(z[o] * scale + shift) : window<B>(s, t, tile, o / s.ow, o % s.ow, scale, shift);
-        if (t.activation != kLinear) grad = best <= zero ? zero : grad;
-        if (t.activation == kRelu6) grad = best >= six ? zero : grad;
-        if (single) {
-            d[o] = grad;
-            continue;
-        }
+        const V best = window<B>(s, t, tile, o / s.ow, o % s.ow, scale, shift);
+        const V grad = activate_back<B>(best, static_cast<const V *>(buffer.get())[o], t.activation);
         dim_t at = o / s.ow * t.stride[0] * s.w + o % s.ow * t.stride[1];
         M open = zero == zero;
         for (dim_t i = 0; i < t.kernel[0]; ++i, at += s.w)
@@ -167,54 +100,22 @@ void spread(const Shape &s, const Tail &t, const float *tile, const float *dy, d
     }
 }
 
-// dy -> dz, with dgamma and dbeta (Ioffe & Szegedy 2015, section 3).
+// dy -> dz, with dgamma and dbeta.
 template <int B>
 void back(const Shape &s, const Tail &t, const Affine &affine, const float *z, const float *dy, float *dz,
           float *dgamma, float *dbeta) {
-    using V = typename Vector<B>::type;
-    const dim_t area = s.h * s.w, padded = s.blocks * B;
-    auto at = [](const std::vector<float> &v, dim_t b) { return reinterpret_cast<const V *>(v.data())[b]; };
-    std::vector<float> sums(s.n * padded), products(s.n * padded);
-    parallel(int(s.n * s.blocks), [&](int job) {
-        const dim_t n = job / s.blocks, b = job % s.blocks, left = s.c - b * B;
-        const float *tile = z + job * area * B;
-        float *dv = dz + job * area * B;
-        spread<B>(s, t, tile, dy + (n * s.c + b * B) * s.oh * s.ow, left < B ? left : B, at(affine.scale, b),
-                  at(affine.shift, b), dv);
-        if (t.norm == kNone) return;
-        const V mean = at(affine.mean, b);
-        const V *zs = reinterpret_cast<const V *>(tile), *ds = reinterpret_cast<const V *>(dv);
-        V sum[2] = {}, product[2] = {};
-        for (dim_t i = 0; i < area; ++i) {
-            sum[i & 1] += ds[i];
-            product[i & 1] += ds[i] * (zs[i] - mean);
-        }
-        reinterpret_cast<V *>(sums.data())[job] = sum[0] + sum[1];
-        reinterpret_cast<V *>(products.data())[job] = (product[0] + product[1]) * at(affine.inverse, b);
+    const dim_t size = s.tiles.area * B;
+    NormGradient<B> norm(s.tiles, t.norm, affine);
+    parallel(s.tiles.count(), [&](int job) {
+        const dim_t b = job % s.tiles.blocks;
+        spread<B>(s, t, z + job * size, dy + s.planes(job, B), s.tiles.channels(job, B), at<B>(affine.scale, b),
+                  at<B>(affine.shift, b), dz + job * size);
+        if (t.norm != kNone) norm.add(job, dz + job * size, z + job * size);
     });
     if (t.norm == kNone) return;
-    std::vector<float> mean_sum(padded, 0), mean_product(padded, 0);
-    const double count = double(s.n) * double(area);
-    for (dim_t c = 0; c < s.c; ++c) {
-        double sum = 0, product = 0;
-        for (dim_t n = 0; n < s.n; ++n) {
-            sum += sums[n * padded + c];
-            product += products[n * padded + c];
-        }
-        dbeta[c] = float(sum);
-        dgamma[c] = float(product);
-        if (t.norm == kTraining) {
-            mean_sum[c] = float(sum / count);
-            mean_product[c] = float(product / count);
-        }
-    }
-    parallel(int(s.n * s.blocks), [&](int job) {
-        const dim_t b = job % s.blocks;
-        const V *zs = reinterpret_cast<const V *>(z + job * area * B);
-        V *ds = reinterpret_cast<V *>(dz + job * area * B);
-        const V scale = at(affine.scale, b), mean = at(affine.mean, b);
-        const V slope = at(mean_product, b) * at(affine.inverse, b), offset = at(mean_sum, b);
-        for (dim_t i = 0; i < area; ++i) ds[i] = scale * (ds[i] - offset - (zs[i] - mean) * slope);
+    norm.settle(0, s.tiles.c, dgamma, dbeta);
+    parallel(s.tiles.count(), [&](int job) {
+        norm.apply(job % s.tiles.blocks, s.tiles.area, dz + job * size, z + job * size, dz + job * size);
     });
 }
 
@@ -225,30 +126,15 @@ void stage_forward(void **data, int64_t **shapes) {
     const Tail t(geometry, static_cast<const float *>(data[8]));
     const Shape s(p, t, B);
     auto floats = [&](int i) { return static_cast<float *>(data[i]); };
-    float *y = floats(9), *z = floats(10), *statistics = floats(11);
+    float *y = floats(9), *z = floats(10);
     forward(p, B == 16 ? kNchw16c : kNchw8c)->run_blocked(data[0], data[1], data[2], z);
-    Affine affine(s.blocks * B);
-    std::vector<double> mean(s.c), squares(s.c);
-    if (t.norm == kTraining) moments<B>(s, z, mean, squares);
-    const double count = double(s.n) * double(s.h) * double(s.w);
-    for (dim_t c = 0; c < s.c; ++c) {
-        if (t.norm == kNone) {
-            affine.set(c, 1, 0, 0, 1);
-            continue;
-        }
-        const float old_mean = floats(5)[c], old_variance = floats(6)[c];
-        double m = old_mean, v = old_variance;
-        if (t.norm == kTraining) {
-            m = mean[c];
-            v = squares[c] / count;
-            const double unbiased = count > 1 ? squares[c] / (count - 1) : v;
-            floats(12)[c] = float(old_mean + t.momentum * (m - old_mean));
-            floats(13)[c] = float(old_variance + t.momentum * (unbiased - old_variance));
-        }
-        affine.set(c, floats(3)[c], floats(4)[c], float(m), float(1 / std::sqrt(v + t.epsilon)));
-        statistics[c] = affine.mean[c];
-        statistics[s.c + c] = affine.inverse[c];
-    }
+    Moments<B> moments(s.tiles);
+    if (t.norm == kTraining)
+        parallel(s.tiles.count(), [&](int job) { moments.add(job, z + job * s.tiles.area * B); });
+    const Normalisation norm{t.norm,    t.epsilon, t.momentum, floats(3),  floats(4),
+                             floats(5), floats(6), floats(11), floats(12), floats(13)};
+    Affine affine(s.tiles.padded(B));
+    norm.settle(s.tiles, moments, 0, s.tiles.c, affine);
     finish<B>(s, t, affine, z, y);
 }
 
@@ -260,13 +146,7 @@ void stage_backward(void **data, int64_t **shapes) {
     const Tail t(geometry, static_cast<const float *>(data[7]));
     const Shape s(p, t, B);
     auto floats = [&](int i) { return static_cast<float *>(data[i]); };
-    Affine affine(s.blocks * B);
-    for (dim_t c = 0; c < s.c; ++c) {
-        if (t.norm == kNone)
-            affine.set(c, 1, 0, 0, 1);
-        else
-            affine.set(c, floats(4)[c], floats(5)[c], floats(3)[c], floats(3)[s.c + c]);
-    }
+    const Affine affine = affine_again(s.tiles, B, t.norm, floats(4), floats(5), floats(3));
     back<B>(s, t, affine, floats(2), floats(1), floats(12), floats(10), floats(11));
     backward_weights(p, B == 16 ? kNchw16c : kNchw8c)->run(data[0], data[12], data[8], bias ? data[9] : nullptr);
 }
