@@ -34,8 +34,8 @@ def main():
         return 0
     from model_utils import device, modelarts, run_log
     from src import ops, result
-    from src.evaluate import Evaluator
-    from src.train_cells import find_method
+    from src.evaluate import evaluator
+    from src.train_cells import accuracy_lines, find_method
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
@@ -49,15 +49,21 @@ def main():
     ops.accelerate(network)
     test_sets = method.test_sets(settings, place)
     begun = time.perf_counter()
-    accuracies = Evaluator(network, settings, place).accuracies(test_sets)
+    counted = evaluator(network, settings, place)
+    accuracies = counted.accuracies(test_sets)
     count = sum(loader.total for loader in test_sets.values())
     seconds = time.perf_counter() - begun
     for domain, value in accuracies.items():
         run_log.log.info("%s domain accuracy: %.4f", domain, value)
+    for line in accuracy_lines(settings.method, accuracies, counted.top5_accuracy):
+        run_log.log.info(line)
     run_log.log.info("%d images in %.1f s", count, seconds)
     if settings.result and place.is_main:
         total = time.perf_counter() - started
-        result.write(result.build(settings, place, accuracies, 0, total, count / seconds), settings.result)
+        content = result.build(
+            settings, place, accuracies, 0, total, count / seconds, top5=counted.top5_accuracy
+        )
+        result.write(content, settings.result)
     return 0
 
 

@@ -4,11 +4,22 @@ A message between processes costs milliseconds however small it is, and a networ
 values are joined before they travel.
 """
 
+import itertools
 import math
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
+
+_for_each = ops.HyperMap()  # a loop over hundreds of gradients would take the graph compiler minutes
+
+
+def _flat(gradient):
+    return gradient.astype(ms.float32).reshape(-1)
+
+
+def _part(means, start, gradient):
+    return means[start : start + gradient.size].reshape(gradient.shape).astype(gradient.dtype)
 
 
 class AverageGradients(nn.Cell):
@@ -21,21 +32,14 @@ class AverageGradients(nn.Cell):
 
     def __init__(self, shapes, world):
         super().__init__()
-        self.shapes = tuple(tuple(shape) for shape in shapes)
-        self.sizes = [math.prod(shape) for shape in self.shapes]
+        sizes = [math.prod(shape) for shape in shapes]
+        self.starts = tuple(itertools.accumulate([0, *sizes[:-1]]))
         self.share = 1.0 / world
         self.all_reduce = ops.AllReduce()
 
     def construct(self, gradients):
-        flat = ()
-        for gradient in gradients:
-            flat += (gradient.astype(ms.float32).reshape(-1),)
-        means = self.all_reduce(ops.concat(flat)) * self.share
-        averaged = ()
-        parts = ops.split(means, self.sizes)
-        for index in range(len(gradients)):
-            averaged += (parts[index].reshape(self.shapes[index]).astype(gradients[index].dtype),)
-        return averaged
+        means = self.all_reduce(ops.concat(_for_each(_flat, gradients))) * self.share
+        return _for_each(ops.partial(_part, means), self.starts, gradients)
 
 
 def broadcast(parameters, rank):

@@ -20,13 +20,18 @@ COMMON = {
     "cpu_operator": Key(True, "on CPU: use the blocked-layout oneDNN operator where it can be built"),
     "sync_bn": Key(False, "several processes: batch normalisation over the batches of all of them"),
     # Data
-    "dataset_path": Key("", "folder that relative *_image_root folders are looked up in; empty: this one"),
+    "dataset_path": Key(
+        "",
+        "folder that relative *_image_root folders are looked up in, empty: this one; "
+        "image folders: the folder of train/ and val/",
+    ),
     "download": Key(False, "fetch a missing public data set into its folder"),
     "eval_batch_size": Key(500, "images per evaluation step", low=1),
     # What a run logs and keeps
     "log_interval": Key(50, "steps between two logged steps", low=1),
     "eval_interval": Key(0, "steps between two evaluations while training; 0: after each epoch", low=0),
-    "save_checkpoint_steps": Key(0, "steps between two checkpoints; 0: after each epoch", low=0),
+    "save_checkpoint_steps": Key(0, "steps between two checkpoints; 0: by epochs", low=0),
+    "save_checkpoint_epochs": Key(1, "epochs between two checkpoints, where they go by epochs", low=1),
     "keep_checkpoint_max": Key(3, "checkpoints kept; the oldest is deleted first", low=1),
     "resume": Key(False, "continue from the newest good checkpoint of output_dir"),
     "tensorboard": Key(True, "write TensorBoard events"),

@@ -17,8 +17,9 @@ from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import UserError
 from model_utils.modelarts import Outbox
 from src import result, run_folder
-from src.evaluate import Evaluator
+from src.evaluate import evaluator
 from src.interrupt import Interrupt, Stopped
+from src.train_cells import accuracy_lines
 
 log = logging.getLogger("run")
 
@@ -47,7 +48,7 @@ class Run:
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
         self.accuracies = None  # of the last evaluation
-        self.evaluator = Evaluator(cell.network, config, device)
+        self.evaluator = evaluator(cell.network, config, device)
         self.outbox = Outbox(config, enabled=device.is_main)
         self.total_steps = sum(phase.steps for phase in cell.phases)
         if self.total_steps == 0:
@@ -172,10 +173,17 @@ class Run:
             metrics.write("train", self.step, values, phase=phase.name, seconds=self.seconds())
         self._evaluate_and_save(phase, epoch_ends, metrics)
 
+    def _saves(self, phase, epoch_ends):
+        """Whether a checkpoint is due after this step, which is the last of its epoch or not."""
+        every, epochs = self.config.save_checkpoint_steps, self.config.save_checkpoint_epochs
+        if every:
+            return self.step % every == 0
+        done = phase.step + 1
+        return epoch_ends and (done == phase.steps or done // phase.steps_per_epoch % epochs == 0)
+
     def _evaluate_and_save(self, phase, epoch_ends, metrics):
-        interval, every = self.config.eval_interval, self.config.save_checkpoint_steps
-        last = self.step == self.total_steps
-        saves = last or (self.step % every == 0 if every else epoch_ends)
+        interval, last = self.config.eval_interval, self.step == self.total_steps
+        saves = last or self._saves(phase, epoch_ends)
         if saves:
             self._check_finite_weights(phase)
         if last or (self.step % interval == 0 if interval else epoch_ends):
@@ -208,10 +216,14 @@ class Run:
         accuracies = self.evaluator.accuracies(self.test_sets)
         self.oracle = {name: max(value, self.oracle.get(name, 0)) for name, value in accuracies.items()}
         seconds = self.seconds()
+        top5 = self.evaluator.top5_accuracy
         named = {f"{domain}_accuracy": value for domain, value in accuracies.items()}
+        named |= {f"{domain}_top5_accuracy": value for domain, value in top5.items()}
         metrics.write("test", self.step, named, phase=phase.name, seconds=seconds)
         shown = ", ".join(f"{domain} {value:.4f}" for domain, value in accuracies.items())
         log.info("step %d of %d, %.0f s: test accuracy %s", self.step, self.total_steps, seconds, shown)
+        for line in accuracy_lines(self.config.method, accuracies, top5):
+            log.info(line)
         self.accuracies = accuracies
 
     def result(self):
@@ -225,6 +237,7 @@ class Run:
             seconds=self.seconds(),
             samples_per_second=rate,
             oracle=self.oracle,
+            top5=self.evaluator.top5_accuracy,
         )
 
 

@@ -1,7 +1,23 @@
-"""Optimizers with parameter names that stay unique when a method uses several."""
+"""Optimizers with parameter names that stay unique when a method uses several, and gradient clipping."""
 
 import mindspore as ms
 from mindspore import nn, ops
+
+# A loop over hundreds of gradients would take the graph compiler minutes.
+_for_each = ops.HyperMap()
+
+
+def _square_sum(gradient):
+    return ops.reduce_sum(ops.square(gradient))
+
+
+def _times(factor, gradient):
+    return gradient * factor
+
+
+def _bad(gradient):
+    """1.0 where an element is infinite or not a number, else 0.0."""
+    return 1.0 - ops.cast(ops.isfinite(gradient).all(), ms.float32)
 
 
 def uniquely_named(optimizer, name):
@@ -20,6 +36,47 @@ def uniquely_named(optimizer, name):
 def adam(name, weights, lr, weight_decay=0.0, beta1=0.9):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980) with L2 penalty; `learning_rate` is a Parameter to be set."""
     return uniquely_named(nn.Adam(weights, learning_rate=lr, beta1=beta1, weight_decay=weight_decay), name)
+
+
+def momentum(name, weights, lr, momentum, weight_decay=0.0):
+    """SGD with momentum: v ← momentum·v + g + weight_decay·w, then w ← w - lr·v (Sutskever et al. 2013).
+
+    `weights`: Parameters, or groups of them from `decay_groups`; `learning_rate` is a Parameter to be set.
+    """
+    optimizer = nn.Momentum(weights, learning_rate=lr, momentum=momentum, weight_decay=weight_decay)
+    return uniquely_named(optimizer, name)
+
+
+def decay_groups(weights, weight_decay):
+    """Parameter groups in which only weights of two and more dimensions are decayed.
+
+    One-dimensional parameters are biases and the scales and shifts of batch normalisation, which a penalty
+    would only pull away from what normalisation needs (Goyal et al. 2017, arXiv 1706.02677, section 5.3).
+    The optimizer's `parameters` keep the order of `weights`.
+    """
+    parts = ([w for w in weights if w.ndim > 1], weight_decay), ([w for w in weights if w.ndim <= 1], 0.0)
+    groups = [{"params": part, "weight_decay": decay} for part, decay in parts if part]
+    return [*groups, {"order_params": list(weights)}]
+
+
+def global_norm(gradients):
+    """Euclidean norm of all gradients together, a float32 scalar."""
+    return ops.sqrt(ops.addn(_for_each(_square_sum, gradients)))
+
+
+def clip_by_global_norm(gradients, norm, limit):
+    """The gradients, scaled down together to `limit` if their `norm` is larger (Pascanu et al. 2013)."""
+    return _for_each(ops.partial(_times, limit / ops.maximum(norm, limit)), gradients)
+
+
+def divided(gradients, divisor):
+    """Every gradient / divisor, a scalar Tensor."""
+    return _for_each(ops.partial(_times, 1.0 / divisor), gradients)
+
+
+def all_finite(gradients):
+    """Whether every element of every gradient is a finite number, a bool scalar."""
+    return ops.addn(_for_each(_bad, gradients)) < 0.5
 
 
 def set_learning_rate(optimizer, rate):

@@ -92,7 +92,7 @@ def embedding(before, after, path):
         perplexity = min(30, (len(features) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
         begin = 0
-        for marker, (domain, (part, labels)) in zip("ox^sv", collected.items(), strict=False):
+        for marker, (domain, (part, labels)) in zip("ox^svD", collected.items(), strict=False):
             own = points[begin : begin + len(part)]
             axes.scatter(own[:, 0], own[:, 1], c=labels, cmap="tab10", s=9, marker=marker, label=domain)
             begin += len(part)

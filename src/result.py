@@ -21,16 +21,19 @@ def _processor():
     return names[0] if names else platform.machine()
 
 
-def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=None):
+def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=None, top5=None):
     """The JSON object of a run or evaluation.
 
     accuracy: {domain: top-1 in [0, 1] on its test split}, of the last weights. oracle: the best value each
     domain reached at any evaluation, chosen by test labels and named so that nobody takes it for a result.
+    top5: the same as `accuracy` for the five largest logits, of methods that ask for it.
     """
+    ranked = {"top5_accuracy": top5} if top5 else {}
     return {
         "experiment": config.experiment,
         "method": config.method,
         "seed": config.seed,
+        **({"target_domain": config.target_domain} if "target_domain" in config.keys else {}),
         "device": device.target,
         "processes": device.world,
         "steps": steps,
@@ -38,6 +41,7 @@ def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=N
         "samples_per_second": round(samples_per_second, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "accuracy": accuracy,
+        **ranked,
         "oracle_accuracy": oracle or {},
         "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},

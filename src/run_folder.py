@@ -10,6 +10,9 @@ from model_utils.errors import UserError
 
 # Keys that may differ between a run and its continuation: they change no number.
 VOLATILE = {
+    "cache",
+    "num_parallel_workers",
+    "save_checkpoint_epochs",
     "resume",
     "output_dir",
     "experiment",

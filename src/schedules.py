@@ -3,6 +3,8 @@
 import math
 
 ONE_CYCLE = "one_cycle"
+DECAY_MODES = ("cosine", "step", "poly", "constant", ONE_CYCLE)
+STEP_AT = (0.3, 0.6, 0.8)  # shares of all steps at which mode "step" divides the rate by ten
 
 
 def reversal_strength(progress, gamma=10.0):
@@ -30,3 +32,29 @@ def one_cycle(step, steps, warm=0.3, start=1 / 25, end=1e-4):
 def schedule(name, step, steps):
     """Factor of the learning rate at `step` (0-based) of `steps`; name: "constant" or "one_cycle"."""
     return one_cycle(step, steps) if name == ONE_CYCLE else 1.0
+
+
+def warmup_and_decay(mode, step, steps, warmup_steps, lr_init, lr_max, lr_end):
+    """Learning rate at `step` (0-based) of `steps`: a linear warm-up, then the decay that `mode` names.
+
+    The warm-up rises from `lr_init`, which is never reached itself, to `lr_max` at step `warmup_steps` - 1.
+    After it, with p the share of the remaining steps done, in [0, 1):
+
+        cosine    lr_end + (lr_max - lr_end)·(1 + cos(π·p)) / 2 (Loshchilov & Hutter 2017, arXiv 1608.03983)
+        poly      lr_end + (lr_max - lr_end)·(1 - p)²
+        step      lr_max, divided by 10 at 30, 60 and 80 % of all steps, warm-up included
+        constant  lr_max
+        one_cycle see `one_cycle`: it has its own warm-up and end, and reads `lr_max` only
+    """
+    if mode == ONE_CYCLE:
+        return lr_max * one_cycle(step, steps)
+    if step < warmup_steps:
+        return lr_init + (lr_max - lr_init) * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if mode == "cosine":
+        return lr_end + (lr_max - lr_end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if mode == "poly":
+        return lr_end + (lr_max - lr_end) * (1.0 - progress) ** 2
+    if mode == "step":
+        return lr_max * 0.1 ** sum(step >= share * steps for share in STEP_AT)
+    return lr_max

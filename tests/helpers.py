@@ -1,9 +1,14 @@
 """What several test files share: tiny configurations, a driver of train cells, commands as subprocesses."""
 
+import atexit
+import functools
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -38,7 +43,24 @@ def tiny_config(method, **changes):
     assert path.is_file(), (
         f"method {method} has no {path.relative_to(ROOT)}: add one, as tests/tiny/dann.yaml"
     )
-    return config.load([f"--config={path}", *options(**changes)])
+    return config.load([f"--config={path}", *options(**{**tiny_data(method), **changes})])
+
+
+@functools.cache
+def tiny_data(method):
+    """The keys that name the method's data, {} if it needs none; made once per test process.
+
+    tests/tiny/<method>.py, where there is one, writes them: make(folder) -> {key: value}.
+    """
+    path = TINY / f"{method}.py"
+    if not path.is_file():
+        return {}
+    spec = importlib.util.spec_from_file_location(f"tiny_{method}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{method}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return module.make(folder)
 
 
 def tiny_phases(method):

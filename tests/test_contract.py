@@ -1,5 +1,6 @@
 """What every method owes the loop, eval.py and export.py. Methods and configurations are found by themselves:
-a new one adds tests/tiny/<method>.yaml, tests/tiny/<method>.phases.yaml, and no line here.
+a new one adds tests/tiny/<method>.yaml, tests/tiny/<method>.phases.yaml, perhaps tests/tiny/<method>.py for
+its data, and no line here.
 """
 
 import types
@@ -105,7 +106,8 @@ def test_pynative_mode_computes_what_graph_mode_computes(run):
     begin = run.ends[-2] if len(run.ends) > 1 else 0
     eager = build(settings, run.place)
     compare(train(eager, 0, steps), run.logged[:steps])
-    checkpoint.restore_state(eager.state(), checkpoint.read(at(run.folder, begin))[0] if begin else {}, "")
+    restored = checkpoint.read(at(run.folder, begin))[0] if begin else run.snapshots[0]
+    checkpoint.restore_state(eager.state(), restored, "")
     compare(train(eager, begin), run.logged[begin:])
     images = ms.Tensor(some_images(run, 8))
     eager_logits = eager.network.set_train(False)(images).asnumpy()
@@ -121,6 +123,8 @@ def compare(eager, compiled):
 
 @pytest.mark.parametrize("which", [0, 1], ids=["in the first phase", "in the last phase"])
 def test_a_resumed_run_ends_bit_identical(run, which):
+    if which and run.cuts[0] == run.cuts[1]:
+        pytest.skip("one phase: it was cut in the other case")
     cut = run.cuts[which]
     # Other initial weights: all that counts has to come out of the checkpoint.
     cell = build(run.settings, run.place, seed=run.settings.seed + 7)

@@ -138,4 +138,4 @@ class ImageReader:
             raise UserError(f"{path}: {reason}; replace or remove it, or leave out --strict")
         if len(self.bad) == len(self.files):
             raise UserError(f"{path}: {reason}; none of the {len(self.files)} images here can be read")
-        log.warning("warning: %s: %s; another image is used (%d so far)", path, reason, len(self.bad))
+        log.warning("warning: %s: %s; not used (%d so far)", path, reason, len(self.bad))

@@ -8,6 +8,9 @@ A method is one module of this package. It holds the loss cells, a subclass of `
     build(config, device) -> TrainCell        everything a training run needs
     published_parts(network, config)          optional: {key: (cell, file)} of checkpoints in several files
     ALIASES: dict[str, str]                   optional: {published option name: key it stands for}
+    accuracy_lines(top1, top5) -> list[str]   optional: lines an evaluation prints beside the common one, from
+                                              {domain: accuracy}; top5, which is counted only for methods that
+                                              have this function, is empty where there are no six classes
 
 Nothing else in the repository knows how many methods there are.
 """
@@ -81,6 +84,12 @@ class TrainCell:
         shown = ", ".join(f"{name}: {value:.6f}" for name, value in values.items())
         epoch, step = divmod(phase.step, phase.steps_per_epoch)
         return f"{phase.name} epoch: {epoch}, [iter: {step + 1} / all {phase.steps_per_epoch}], {shown}"
+
+
+def accuracy_lines(method, top1, top5):
+    """The method's own lines about an evaluation, [] if it has none; see the top of this file."""
+    module = find_method(method)
+    return module.accuracy_lines(top1, top5) if hasattr(module, "accuracy_lines") else []
 
 
 def method_names():

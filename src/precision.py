@@ -1,0 +1,88 @@
+"""Mixed precision: a second tree of cells over the same float32 weights, and the scale of the loss.
+
+Training at O1, O2 or O3 goes through the second tree; evaluation, checkpoints and export see the float32
+network only. Weights are float32 at every level, and so are gradients, optimizer and losses.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+LEVELS = ("O0", "O1", "O2", "O3")
+SCALE_MIN, SCALE_MAX = 1.0, 2.0**24
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution in float16 whose result is float32."""
+
+    def construct(self, x):
+        return ops.cast(super().construct(x), ms.float32)
+
+
+class _Dense(nn.Dense):
+    """A dense layer in float16 whose result is float32."""
+
+    def construct(self, x):
+        return ops.cast(super().construct(x), ms.float32)
+
+
+_SINGLE_RESULT = {nn.Conv2d: _Conv2d, nn.Dense: _Dense}
+
+
+def lower(network, level):
+    """Let `network` compute in float16, in place; its parameters stay float32.
+
+    level: O1, convolutions and dense layers in float16, everything else in float32; O2, everything but batch
+    normalisation; O3, everything. MindSpore's own O1 rewrites the source of each cell, which networks with
+    loops over their layers don't survive; here it is put together cell by cell.
+    """
+    if level == "O1":
+        for _, cell in network.cells_and_names():
+            if type(cell) in _SINGLE_RESULT:
+                cell.__class__ = _SINGLE_RESULT[type(cell)]
+                cell.to_float(ms.float16)
+    elif level != "O0":
+        ms.amp.auto_mixed_precision(network, level, ms.float16)
+    return network
+
+
+def share_parameters(origin, twin):
+    """Make cell tree `twin` use the very Parameters of `origin`, a tree of the same kind."""
+    pairs = zip(origin.cells_and_names(), twin.cells_and_names(), strict=True)
+    for (name, own), (other_name, other) in pairs:
+        if name != other_name or type(own) is not type(other):
+            raise ValueError(f"share_parameters: {name or 'the network'} has no counterpart")
+        for key, parameter in own._params.items():
+            setattr(other, key, parameter)
+    return twin
+
+
+class LossScale(nn.Cell):
+    """The factor that keeps small float16 gradients from becoming 0; part of a checkpoint.
+
+    A static scale is never adjusted. A dynamic one is halved when gradients overflow, and doubled after
+    `window` steps in a row without (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2), within 1 and
+    2^24.
+
+    Attributes:
+        scale: Parameter, float32 scalar.
+        good_steps: Parameter, int32: steps since the last change.
+        skipped: Parameter, int32: steps whose update was left out.
+    """
+
+    def __init__(self, scale, window=1000):
+        super().__init__(auto_prefix=False)
+        self.window = window
+        self.scale = ms.Parameter(ms.Tensor(scale, ms.float32), name="scale", requires_grad=False)
+        self.good_steps = ms.Parameter(ms.Tensor(0, ms.int32), name="good_steps", requires_grad=False)
+        self.skipped = ms.Parameter(ms.Tensor(0, ms.int32), name="skipped", requires_grad=False)
+
+    def adjust(self, overflow):
+        """Account for one step; `overflow`: whether its gradients were not finite and it was skipped."""
+        scale, good = float(self.scale), int(self.good_steps) + 1
+        if overflow:
+            scale, good = max(SCALE_MIN, scale / 2), 0
+            ops.assign(self.skipped, ms.Tensor(int(self.skipped) + 1, ms.int32))
+        elif good >= self.window:
+            scale, good = min(SCALE_MAX, scale * 2), 0
+        ops.assign(self.scale, ms.Tensor(scale, ms.float32))
+        ops.assign(self.good_steps, ms.Tensor(good, ms.int32))
