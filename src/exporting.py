@@ -1,5 +1,6 @@
 """Export of the image -> logits network, for every method; each file is loaded again and compared."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -10,15 +11,46 @@ import numpy as np
 
 from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
+from model_utils.keys import COMMON
+from src.data import image_folder
 
 log = logging.getLogger("run")
 
 TOLERANCE = 1e-4
 ENDINGS = {"MINDIR": ".mindir", "ONNX": ".onnx", "AIR": ".air"}
+PLAIN_TEXT = ("method", "experiment")  # what a file says of itself as plain text; the rest is JSON
 TRACED_BATCH = 7  # of a free-batch ONNX export; a number no layer has, so that it can be told apart
 
 
-def export(network, images, path, file_format, batch_size=None, device_target="CPU"):
+def describe(config, loader=None):
+    """What an exported file says of itself, so that evaluation and inference need no configuration.
+
+    Args:
+        config: of the experiment.
+        loader: its test loader, or None. A FolderTestLoader tells class names; how images are prepared
+            follows from the keys of image folders.
+
+    Returns:
+        {"method", "experiment", "settings": {key: value} of the recipe} and, of methods on image folders,
+        "image_size" and "crop_pct" (resize to image_size / crop_pct, cut the middle), "mean" and "std" (of
+        RGB in [0, 1]), "class_names" in the order of the logits where a loader is given.
+    """
+    recipe = {name: value for name, value in config.as_dict().items() if name not in COMMON}
+    about = {"method": config.method, "experiment": config.experiment, "settings": recipe}
+    if "crop_pct" in recipe:
+        about |= {"image_size": config.image_size, "crop_pct": config.crop_pct}
+        about |= {"mean": list(image_folder.MEAN), "std": list(image_folder.STD)}
+    if isinstance(loader, image_folder.FolderTestLoader):
+        about["class_names"] = list(loader.folder.classes)
+    return about
+
+
+def sidecar(path):
+    """The JSON file beside a MINDIR that holds what `describe` returned: the format has no place for it."""
+    return Path(f"{path}.json")
+
+
+def export(network, images, path, file_format, batch_size=None, device_target="CPU", about=None):
     """Write `network` as MINDIR, ONNX or AIR, load the file again and compare its logits.
 
     Args:
@@ -27,6 +59,8 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
         path: the file to write (str or Path), with or without its ending.
         file_format: "MINDIR", "ONNX" or "AIR" (Ascend only; can't be loaded off the device, so not compared).
         batch_size: fixed batch, or None for a free one.
+        about: what `describe` returned, or None. It becomes an ONNX file's metadata (`metadata_props`), and
+            of methods on image folders the file `sidecar(path)` beside a MINDIR; AIR goes without.
 
     Returns:
         (path written, largest absolute difference of the logits, or None for AIR).
@@ -50,10 +84,27 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
     try:
         with atomic(path) as temporary:
             writer(network, images, temporary, batch_size)
+            if about and file_format == "ONNX":
+                _add_metadata(temporary, about)
             difference = _compare(network, images, temporary, file_format, batch_size)
+        if about and "image_size" in about and file_format == "MINDIR":
+            with atomic(sidecar(path)) as temporary:
+                temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"export {path}: {error.strerror}; choose another --file_name") from error
     return path, difference
+
+
+def _add_metadata(path, about):
+    import onnx
+
+    model = onnx.load(str(path))
+    texts = {
+        name: value if name in PLAIN_TEXT else json.dumps(value, ensure_ascii=False)
+        for name, value in about.items()
+    }
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, str(path))
 
 
 def _trace_input(images, batch_size):

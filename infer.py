@@ -1,0 +1,220 @@
+"""Classify images with a trained model, or a whole labelled folder.
+
+    python infer.py --model outputs/x/net.onnx photo.jpg    the best five classes of each image
+    python infer.py --model net.mindir --dataset_path DIR --result_dir DIR    result files, acc.log
+
+The model is an .onnx or .mindir file that export.py wrote, a .ckpt file or a run's folder.
+"""
+
+import argparse
+import glob
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from model_utils import cli
+from model_utils.errors import UserError, shortened
+
+RESULTS = "result_Files"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; python infer.py --help explains the options")
+
+
+def positive(text):
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def arguments(argv=None):
+    """The parsed command line."""
+    parser = Parser(
+        prog="infer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="files, folders (searched to the bottom), patterns"
+    )
+    parser.add_argument(
+        "--model", "--model_path", required=True, help=".onnx, .mindir, .ckpt or a run's folder"
+    )
+    parser.add_argument("--config", help="configuration of a .ckpt that holds none")
+    parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default 5)")
+    parser.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="names to show: one per line in the order of the classes, or lines `folder name`",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per image and line")
+    parser.add_argument("--batch_size", type=positive, default=16, help="images at once (default 16)")
+    parser.add_argument("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
+    parser.add_argument("--device_id", type=int, default=0)
+    folder = parser.add_argument_group("a labelled folder, DIR/val/<class>/* or DIR/<class>/*")
+    folder.add_argument("--dataset_path", metavar="DIR")
+    folder.add_argument("--result_dir", metavar="DIR", help=f"folder to make {RESULTS}/ and acc.log in")
+    folder.add_argument("--strict", action="store_true", help="stop at an image that can't be read")
+    options = parser.parse_args(argv)
+    if bool(options.images) == bool(options.dataset_path):
+        parser.error("give images, or a labelled folder with --dataset_path")
+    if bool(options.dataset_path) != bool(options.result_dir):
+        parser.error("--dataset_path and --result_dir belong together")
+    return options
+
+
+def find_images(words):
+    """The image files that files, folders and patterns stand for, in this order, each once.
+
+    Raises:
+        UserError: a word stands for nothing.
+    """
+    from src.data.image_folder import EXTENSIONS
+
+    found = []
+    for word in words:
+        if os.path.isdir(word):
+            below = sorted(os.path.join(base, name) for base, _, names in os.walk(word) for name in names)
+            files = [path for path in below if path.lower().endswith(EXTENSIONS)]
+            if not files:
+                raise UserError(f"{word}: no image ({', '.join(EXTENSIONS)}) in this folder")
+        elif os.path.exists(word):
+            files = [word]
+        else:
+            files = sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
+            if not files:
+                raise UserError(f"{word}: no such file; give images, folders or patterns")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def show_images(model, options):
+    """Print the best classes of each image; UserError at the end if some could not be read."""
+    from src import inference
+    from src.data._image_reader import ImageReader
+
+    files, names = find_images(options.images), None
+    reader, first = ImageReader(files), True
+    for index, logits in inference.predictions(model, reader, options.batch_size):
+        if first:
+            names, first = inference.class_names(model, len(logits), options.class_names), False
+            if names is None:
+                log("class names are not known: numbers are shown; --class_names FILE gives names")
+        shares = inference.probabilities(logits)
+        best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
+        print(
+            as_json(files[index], best, names) if options.json else as_text(files[index], best, names),
+            flush=True,
+        )
+    if reader.bad:
+        names = [files[index] for index in sorted(reader.bad)]
+        raise UserError(f"{len(names)} of {len(files)} images could not be read: {shortened(names, 5)}")
+
+
+def as_text(path, best, names):
+    """A few lines for a person."""
+    lines = [f"  {share:7.2%}  {names[index] if names else f'class {index}'}" for index, share in best]
+    return "\n".join([str(path), *lines])
+
+
+def as_json(path, best, names):
+    """One line for a program."""
+    top = [
+        {"index": index, "class": names[index] if names else None, "probability": round(share, 6)}
+        for index, share in best
+    ]
+    return json.dumps({"image": str(path), "top": top}, ensure_ascii=False)
+
+
+def classify_folder(model, options):
+    """Write result_dir/acc.log and result_Files/<class>/<image>.txt there: `class probability` per rank."""
+    from src import inference
+    from src.data import image_folder
+    from src.data._image_reader import ImageReader
+
+    root = Path(options.dataset_path)
+    if not root.is_dir():
+        raise UserError(f"dataset_path: {root} is no folder; give the one of val/<class>/* or of <class>/*")
+    folder = image_folder.scan(root / "val" if (root / "val").is_dir() else root, options.strict)
+    results = Path(options.result_dir) / RESULTS
+    if results.exists() and any(results.iterdir()):
+        raise UserError(
+            f"result_dir: {results} holds results already; remove it, or choose another --result_dir"
+        )
+    reader, score, names = ImageReader(folder.files, strict=options.strict), inference.Score(), None
+    begun = time.perf_counter()
+    for index, logits in inference.predictions(model, reader, options.batch_size):
+        if names is None:
+            names = names_for(model, folder, len(logits), options.class_names)
+        score.add(logits[None], folder.labels[[index]])
+        write_result(results, folder, index, logits, names, options.top)
+    seconds = time.perf_counter() - begun
+    lines = [f"Total data: {score.count}" + (f" ({len(reader.bad)} could not be read)" if reader.bad else "")]
+    lines.append(
+        f"'acc': {round(score.accuracies()['top-1'], 6)}"
+    )  # the line users of the published model grep
+    lines += [f"{name} accuracy: {round(value, 6)}" for name, value in score.accuracies().items()]
+    (results.parent / "acc.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(
+        f"{score.count} images in {seconds:.1f} s, batch {model.batch_size or options.batch_size}; {results}"
+    )
+
+
+def names_for(model, folder, count, names_file):
+    """Class names to write; UserError unless the folder has the model's classes."""
+    from src import inference
+
+    if count != len(folder.classes):
+        raise UserError(
+            f"dataset_path: {folder.root} has {len(folder.classes)} class folders, the model {count} classes"
+            "; give the folder of the data set it was trained on"
+        )
+    known = model.about.get("class_names")
+    different = sorted(set(known or folder.classes) ^ set(folder.classes))
+    if different:
+        raise UserError(
+            f"dataset_path: {folder.root} has other classes than {model.path}; only in one of them: "
+            f"{shortened(different, 3)}"
+        )
+    return inference.class_names(model, count, names_file) or list(folder.classes)
+
+
+def write_result(results, folder, index, logits, names, top):
+    """The result file of one image."""
+    from src import inference
+
+    shares = inference.probabilities(logits)
+    lines = [f"{names[i]} {shares[i]:.6f}" for i in inference.ranking(logits, top)]
+    path = results / os.path.relpath(folder.files[index], folder.root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def log(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def main():
+    options = arguments()
+    if options.images:
+        find_images(options.images)  # before a model is loaded in vain
+    from src import model_files
+
+    logging.getLogger("run").addHandler(logging.StreamHandler(sys.stderr))
+    model = model_files.open_model(options.model, options.device_target, options.device_id, options.config)
+    log(f"{model.path}: {model.place}")
+    if options.dataset_path:
+        classify_folder(model, options)
+    else:
+        show_images(model, options)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

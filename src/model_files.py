@@ -1,0 +1,266 @@
+"""Trained networks in files, ready to run: ONNX in onnxruntime, MINDIR and checkpoints in MindSpore.
+
+What such a file says of itself (src/exporting.py, `describe`) takes the place of a configuration.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from model_utils import config
+from model_utils.errors import UserError
+from model_utils.quiet import hide_errors
+from src.data import image_folder
+from src.exporting import PLAIN_TEXT, sidecar
+
+KINDS = {"method": str, "settings": dict, "class_names": list, "image_size": int, "crop_pct": int | float}
+
+
+@dataclasses.dataclass
+class Model:
+    """A network that classifies images.
+
+    Attributes:
+        path: the file, or a run's folder.
+        run: function float32 images (N, C, H, W) -> logits (N, K).
+        about: what `src.exporting.describe` returned, as far as the file knows; {} for a foreign one.
+        batch_size: N, where the file fixes it, else None.
+        size: side of the images, where the file fixes it, else None.
+        place: a line that says what computes.
+    """
+
+    path: Path
+    run: object
+    about: dict
+    batch_size: int | None = None
+    size: int | None = None
+    place: str = ""
+
+    def logits(self, images):
+        """float32 (N, C, H, W), N >= 1 whatever the file's batch -> float32 (N, K).
+
+        Raises:
+            UserError: the images do not fit, or the logits are not finite.
+        """
+        fixed = self.batch_size
+        if fixed is None:
+            return self._checked(images)
+        starts = range(0, len(images), fixed)
+        # The last batch is filled up by repeating its images.
+        parts = [np.resize(images[i : i + fixed], (fixed, *images.shape[1:])) for i in starts]
+        return np.concatenate([self._checked(part) for part in parts])[: len(images)]
+
+    def _checked(self, images):
+        logits = self.run(np.ascontiguousarray(images))
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise UserError(
+                f"model: {self.path} turns images {images.shape} into {logits.shape}, not into logits "
+                "(N, K); it is no classifier"
+            )
+        if not np.isfinite(logits).all():
+            raise UserError(f"model: {self.path} gives logits that are infinite or no number; it is damaged")
+        return logits
+
+
+# Opening
+
+
+def open_model(path, device_target="auto", device_id=0, config_path=None):
+    """Open an .onnx or .mindir file, a .ckpt file or a run's folder.
+
+    Args:
+        path: str or Path.
+        device_target, device_id: as the configuration keys; onnxruntime knows CPU and GPU.
+        config_path: the configuration of a checkpoint that does not hold its own.
+
+    Raises:
+        UserError: no such file, another format, a damaged file, no such device.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"model: {path} does not exist; give an .onnx, .mindir or .ckpt file or a run's folder"
+        )
+    if path.is_dir() or path.suffix == ".ckpt":
+        return _open_checkpoint(path, device_target, device_id, config_path)
+    openers = {".onnx": open_onnx, ".mindir": _open_mindir}
+    if path.suffix not in openers:
+        raise UserError(
+            f"model: {path} is of no known format by its name; give an .onnx, .mindir or .ckpt file, or a "
+            "run's folder"
+        )
+    return openers[path.suffix](path, device_target, device_id)
+
+
+def onnx_providers(device_target, device_id=0):
+    """onnxruntime's names for a device_target: auto takes a GPU if this onnxruntime can use one.
+
+    Raises:
+        UserError: GPU without a GPU build of onnxruntime; Ascend.
+    """
+    import onnxruntime
+
+    cpu, gpu = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": device_id})
+    has_gpu = gpu[0] in onnxruntime.get_available_providers()
+    if device_target == "Ascend":
+        raise UserError(
+            "device_target: ONNX runs on CPU or GPU here; on Ascend use a MINDIR or the checkpoint"
+        )
+    if device_target == "GPU" and not has_gpu:
+        raise UserError(
+            "device_target: GPU was asked for, but this onnxruntime knows the CPU only; install "
+            "onnxruntime-gpu, or use --device_target CPU"
+        )
+    return [gpu, cpu] if has_gpu and device_target != "CPU" else [cpu]
+
+
+def open_onnx(path, device_target="auto", device_id=0):
+    """Open an ONNX file; see `open_model`."""
+    import onnxruntime
+
+    path = Path(path)
+    providers = onnx_providers(device_target, device_id)
+    try:
+        # The bytes, not the path: onnxruntime refuses one that is no valid UTF-8.
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=providers)
+        metadata = session.get_modelmeta().custom_metadata_map
+    except OSError as error:
+        raise UserError(f"model: {path}: {error.strerror}") from error
+    except Exception as error:  # onnxruntime's own have no base class but this
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise UserError(f"model: {path} is damaged, or no ONNX file that onnxruntime can run") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        shown = ", ".join(f"{value.name} {value.shape}" for value in inputs)
+        raise UserError(f"model: {path} takes {shown}; an image classifier takes one array (N, C, H, W)")
+    name, shape = inputs[0].name, inputs[0].shape
+    batch, size = (value if isinstance(value, int) and value > 0 else None for value in (shape[0], shape[2]))
+    place = f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}"
+    return Model(
+        path,
+        lambda images: session.run(None, {name: images})[0],
+        _decoded(metadata, path),
+        batch,
+        size,
+        place,
+    )
+
+
+def onnx_about(path):
+    """What an ONNX file says of itself (`describe`), {} where another program wrote it; runs nothing."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"model: {path} does not exist; give the .onnx file that export.py wrote")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"model: {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise UserError(f"model: {path} is damaged, or no ONNX file") from error
+    return _decoded({entry.key: entry.value for entry in model.metadata_props}, path)
+
+
+def _decoded(metadata, path):
+    """`describe`'s dictionary out of an ONNX file's metadata, {} where another program wrote the file."""
+    if "settings" not in metadata:
+        return {}
+    try:
+        about = {k: text if k in PLAIN_TEXT else json.loads(text) for k, text in metadata.items()}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model: the metadata of {path} are damaged; export it again") from error
+    return _checked_about(about, path)
+
+
+def _checked_about(about, where):
+    """`about`, if its entries are what `describe` makes: it may come from anywhere."""
+    good = (
+        isinstance(about, dict)
+        and {"method", "settings"} <= set(about)
+        and all(isinstance(about[name], kind) for name, kind in KINDS.items() if name in about)
+        and all(isinstance(name, str) for name in about.get("class_names", ()))
+        and ("image_size" not in about or _can_prepare(about))
+    )
+    if not good:
+        raise UserError(f"model: what {where} says of itself is damaged; export the model again")
+    return about
+
+
+def _can_prepare(about):
+    normalisation = [list(image_folder.MEAN), list(image_folder.STD)]
+    sane = 32 <= about["image_size"] <= 4096 and 0 < about.get("crop_pct", 0) <= 1
+    return sane and [about.get("mean"), about.get("std")] == normalisation
+
+
+def _open_mindir(path, device_target, device_id):
+    _set_up(device_target, device_id, cpu_operator=False)
+    import mindspore as ms
+    from google.protobuf.message import DecodeError
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    damaged = f"model: {path} is damaged, or no MINDIR of this MindSpore ({ms.__version__}); export it again"
+    try:
+        content = ModelProto()
+        content.ParseFromString(path.read_bytes())
+        (shape,) = [list(tensor.dims) for value in content.graph.input for tensor in value.tensor]
+        with hide_errors():
+            network = ms.nn.GraphCell(ms.load(str(path)))
+    except OSError as error:
+        raise UserError(f"model: {path}: {error.strerror}") from error
+    except (DecodeError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(damaged) from error
+    if len(shape) != 4:
+        raise UserError(f"model: {path} takes an array {shape}; an image classifier takes (N, C, H, W)")
+    batch, size = (value if value > 0 else None for value in (shape[0], shape[2]))
+    about, place = {}, f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
+    if sidecar(path).is_file():
+        try:
+            about = json.loads(sidecar(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
+        about = _checked_about(about, sidecar(path))
+    return Model(path, lambda images: network(ms.Tensor(images)).asnumpy(), about, batch, size, place)
+
+
+def _open_checkpoint(path, device_target, device_id, config_path):
+    from model_utils import checkpoint
+    from src.exporting import describe
+    from src.train_cells import find_method
+
+    arguments = [f"--ckpt_path={path}", *([f"--config={config_path}"] if config_path else [])]
+    settings = config.load(arguments, "infer.py", checkpoint_key="ckpt_path")
+    _set_up(device_target, device_id)
+    import mindspore as ms
+
+    from src import ops
+
+    network = find_method(settings.method).build_network(settings)
+    used = checkpoint.load_network(network, path)
+    ops.accelerate(network)
+    network.set_train(False)
+    about = describe(settings)
+    names = _folder_names(str(checkpoint.stored_config(path).get("dataset_path", "")))
+    if len(names) == about["settings"].get("class_num"):
+        about["class_names"] = names
+    place = f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
+    return Model(used, lambda images: network(ms.Tensor(images)).asnumpy(), about, place=place)
+
+
+def _set_up(device_target, device_id, cpu_operator=True):
+    from model_utils import device
+
+    options = {"device_target": device_target, "device_id": device_id, "cpu_operator": cpu_operator}
+    device.setup(config.load([f"--{name}={value}" for name, value in options.items()]))
+
+
+def _folder_names(dataset_path):
+    """The class folders that a run was trained on, [] if they are not there any more."""
+    root = Path(dataset_path or ".") / "train"
+    if not dataset_path or not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
