@@ -1,0 +1,171 @@
+"""MASF against DeepAll (plain training on the joined sources), each domain left out in turn.
+
+    python -m benchmarks.generalisation SET [--targets DOMAIN …] [--seeds 0 1 2] [--methods masf deepall]
+                                        [--folder DIR] [--key value …]
+
+SET names the configurations configs/masf_SET.yaml and configs/deepall_SET.yaml. Runs train.py once for each
+seed, domain left out and method, one after another, with all other keys as given; the run folders stay in
+DIR/<method>-<domain>-<seed> (default DIR: outputs/generalisation/SET). A run that is there already, finished
+and of the same command, is not repeated.
+
+Prints, for each domain left out, its test accuracy at the last checkpoint: mean ± standard deviation of the
+sample over the seeds, and MASF's gain over DeepAll paired by seed, in percentage points.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from model_utils import cli, config
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+from src.data import domains
+
+METHODS = ("masf", "deepall")
+RESUME = " --resume=true"
+
+
+def settings_of(method, name, keys):
+    """The resolved configuration of configs/<method>_<name>.yaml with `keys`, words of a command line."""
+    path = ROOT / "configs" / f"{method}_{name}.yaml"
+    if not path.is_file():
+        found = sorted(file.stem.split("_", 1)[1] for file in path.parent.glob(f"{method}_*.yaml"))
+        raise UserError(f"{name}: there is no {path.relative_to(ROOT)}; sets: {', '.join(found)}")
+    return config.load([f"--config={path}", *keys])
+
+
+class Stopped(Exception):
+    """train.py was ended by a signal sent to this process."""
+
+
+def train(words):
+    """Run train.py to its end; SIGTERM and SIGINT are passed on to it, once it has saved it ends this too.
+
+    Raises:
+        UserError: it failed. Stopped: a signal came.
+    """
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
+    received = []
+
+    def pass_on(number, frame):
+        received.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise Stopped(received[0])
+    if status:
+        raise UserError(f"python {' '.join(words)} left with status {status}; its message stands above")
+
+
+def run(method, name, target, seed, folder, keys):
+    """{"accuracy": …} as in result.json, of a new run or of the one that is in `folder` already."""
+    words = [f"--config=configs/{method}_{name}.yaml", f"--target_domain={target}", f"--seed={seed}"]
+    words += [f"--output_dir={folder}", *keys]
+    path = Path(folder) / "result.json"
+    if path.is_file():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["command"].removesuffix(RESUME) != " ".join(["python", "train.py", *words]):
+            raise UserError(f"{path} comes from another command ({result['command']}); give another --folder")
+        print(f"kept: {folder}", flush=True)
+        return result
+    # A run that was interrupted goes on where it stopped.
+    unfinished = (Path(folder) / "checkpoints").is_dir()
+    words += [RESUME.strip()] if unfinished else []
+    print(f"+ python train.py {' '.join(words)}", flush=True)
+    train(["train.py", *words])
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def spread(values, digits=2, sign=""):
+    """'93.1 ± 0.4' of values in percent; the deviation is the sample's."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
+
+
+def table(accuracies, targets, methods):
+    """Lines of a Markdown table.
+
+    accuracies: {(method, target): [accuracy in [0, 1] for each seed, in the same order for all methods]}.
+    """
+    compared = all(method in methods for method in METHODS)
+    heads = [*methods, *(["gain", "gain of each seed"] if compared else [])]
+    lines = [f"| left out | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for target in targets:
+        percent = {method: [100 * value for value in accuracies[method, target]] for method in methods}
+        cells = [spread(percent[method]) for method in methods]
+        if compared:
+            gains = [ours - plain for ours, plain in zip(*(percent[m] for m in METHODS), strict=True)]
+            cells += [spread(gains, sign="+"), ", ".join(f"{gain:+.2f}" for gain in gains)]
+        lines.append(f"| {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def summarise(name, accuracies, targets, methods):
+    """Print the table, and hand the means to the table of `python -m benchmarks`."""
+    print(f"\nTest accuracy on the domain left out, %, {name}")
+    print("\n".join(table(accuracies, targets, methods)))
+    for target in targets:
+        for method in methods:
+            values = [100 * value for value in accuracies[method, target]]
+            report.figure(f"{name}, {target} left out, {method}", spread(values), "%")
+
+
+def parse(argv):
+    """(arguments, the words for train.py)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("set", metavar="SET")
+    parser.add_argument("--targets", nargs="+", metavar="DOMAIN", help="default: every domain of the set")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--folder", metavar="DIR")
+    parser.add_argument("--caller", default=os.getcwd(), help="folder that relative paths start from")
+    arguments, words = parser.parse_known_args(argv)
+    keys = []
+    for name, value in config.read_arguments(words).items():
+        if name in ("config", "seed", "target_domain", "output_dir", "resume", "method"):
+            raise UserError(f"{name}: this command sets it; see --help for its own options")
+        text = "true" if value is True else value
+        here = Path(arguments.caller) / text
+        # Folders are the caller's, the commands run in the repository's root.
+        keys.append(f"--{name}={here if name.endswith(('_root', '_path')) and here.exists() else text}")
+    folder = arguments.folder or ROOT / "outputs" / "generalisation" / arguments.set
+    arguments.folder = Path(arguments.caller, folder)
+    return arguments, keys
+
+
+def main():
+    arguments, keys = parse(sys.argv[1:])
+    resolved = [settings_of(method, arguments.set, keys) for method in arguments.methods]
+    targets = arguments.targets or domains.SETS[resolved[0].domain_set](resolved[0]).names
+    for target in targets:
+        domains.source_domains(resolved[0].replace(target_domain=target))
+    accuracies = {}
+    for seed in arguments.seeds:
+        for target in targets:
+            for method in arguments.methods:
+                folder = arguments.folder / f"{method}-{target}-{seed}"
+                try:
+                    result = run(method, arguments.set, target, seed, folder, keys)
+                except Stopped as stop:
+                    return 128 + stop.args[0]
+                accuracies.setdefault((method, target), []).append(result["accuracy"][target])
+    summarise(arguments.set, accuracies, targets, arguments.methods)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,129 @@
+"""Caffe's AlexNet (Krizhevsky et al. 2012) as MASF trains it, and its weights from `bvlc_alexnet.npy`."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from model_utils.errors import UserError, shortened
+from model_utils.restricted_pickle import load_numpy_pickle
+from src.networks.twice_differentiable import LocalResponseNorm, max_pool
+
+SIZE = 227
+MEAN_BGR = (104.0, 117.0, 123.0)  # of ImageNet's pixels, 0 to 255, as Caffe subtracts them
+HIDDEN = 4096
+POOLED = 256, 6, 6  # channels, height and width behind the last pooling
+CONVOLUTIONS = {  # name: (input channels, output channels, kernel, stride, groups)
+    "conv1": (3, 96, 11, 4, 1),
+    "conv2": (96, 256, 5, 1, 2),
+    "conv3": (256, 384, 3, 1, 1),
+    "conv4": (384, 384, 3, 1, 2),
+    "conv5": (384, 256, 3, 1, 2),
+}
+
+
+def _convolution(name):
+    inputs, outputs, kernel, stride, groups = CONVOLUTIONS[name]
+    return nn.Conv2d(inputs, outputs, kernel, stride, pad_mode="same", group=groups, has_bias=True)
+
+
+class AlexNet(nn.Cell):
+    """float32 (N, 3, 227, 227) RGB in [0, 1] -> logits (N, classes).
+
+    Five convolutions with 'same' padding, bias and ReLU; local response normalisation and then 3x3 pooling of
+    stride 2 behind the first two, pooling behind the last (6x6x256); 4096 and 4096 hidden units. Turning to
+    BGR, the scale to 255 and the mean are part of the network.
+
+    Args:
+        classes: number of classes.
+        twice: whether gradients of gradients will be asked for.
+
+    Attributes:
+        dropout_shapes: shapes of one image's masks of the two hidden layers, in the order of the arguments.
+        feature_size: units of the second hidden layer, `features`.
+    """
+
+    def __init__(self, classes, twice=False):
+        super().__init__()
+        for name in CONVOLUTIONS:
+            setattr(self, name, _convolution(name))
+        self.normalise = LocalResponseNorm(radius=2, alpha=1e-5, beta=0.75, bias=1.0)
+        self.pool = max_pool(3, 2, twice)
+        self.fc6 = nn.Dense(int(np.prod(POOLED)), HIDDEN)
+        self.fc7 = nn.Dense(HIDDEN, HIDDEN)
+        self.classifier = nn.Dense(HIDDEN, classes)
+        self.mean = ms.Tensor(np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1))
+        self.feature_size, self.dropout_shapes = HIDDEN, ((HIDDEN,), (HIDDEN,))
+
+    def _hidden(self, images, keep6):
+        x = ops.concat((images[:, 2:], images[:, 1:2], images[:, :1]), 1) * 255.0 - self.mean
+        x = self.pool(self.normalise(ops.relu(self.conv1(x))))
+        x = self.pool(self.normalise(ops.relu(self.conv2(x))))
+        x = ops.relu(self.conv4(ops.relu(self.conv3(x))))
+        x = self.pool(ops.relu(self.conv5(x)))
+        x = ops.relu(self.fc6(ops.reshape(x, (x.shape[0], -1))))
+        if keep6 is not None:
+            x = x * keep6
+        return ops.relu(self.fc7(x))
+
+    def features(self, images):
+        """The second hidden layer (N, 4096), nothing dropped."""
+        return self._hidden(images, None)
+
+    def features_and_logits(self, images, keep6=None, keep7=None):
+        """Second hidden layer before its own dropout (N, 4096), and logits (N, classes).
+
+        keep6, keep7: inverted-dropout masks (N, 4096) of src.noise.keep_mask, or None.
+        """
+        features = self._hidden(images, keep6)
+        return features, self.classifier(features if keep7 is None else features * keep7)
+
+    def construct(self, images, keep6=None, keep7=None):
+        return self.features_and_logits(images, keep6, keep7)[1]
+
+
+def load_published(network, path):
+    """Fill all layers but the classifier from `bvlc_alexnet.npy`: {layer: [weights, biases]}, pickled.
+
+    Weights there are (height, width, input, output) and (input, output), the first dense layer's input in the
+    order height, width, channel. Nothing in the file is executed; its fc8 is not used: the classes are
+    others.
+
+    Raises:
+        UserError: unreadable file, foreign objects in it, a missing layer, or another shape.
+    """
+    content = load_numpy_pickle(path)
+    layers = (*CONVOLUTIONS, "fc6", "fc7")
+    if not isinstance(content, dict):
+        raise UserError(f"bvlc_path: {path} holds no dictionary of layers; give bvlc_alexnet.npy")
+    missing = [name for name in layers if name not in content]
+    if missing:
+        raise UserError(f"bvlc_path: {path} has no layer {shortened(missing, 3)}; give bvlc_alexnet.npy")
+    arranged = {name: _arranged(name, content[name], path) for name in layers}
+    for name, arrays in arranged.items():
+        layer = getattr(network, name)
+        for parameter, array, kind in zip(
+            (layer.weight, layer.bias), arrays, ("weights", "biases"), strict=True
+        ):
+            if tuple(parameter.shape) != array.shape:
+                raise UserError(
+                    f"bvlc_path: {name}'s {kind} in {path} have shape {array.shape}, the network's have "
+                    f"{tuple(parameter.shape)}; give bvlc_alexnet.npy"
+                )
+            ops.assign(parameter, ms.Tensor(np.ascontiguousarray(array, np.float32)))
+
+
+def _arranged(name, entry, path):
+    """[weights, biases] of one layer in MindSpore's order."""
+    good = isinstance(entry, list | tuple) and len(entry) == 2
+    if not good or not all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in entry):
+        raise UserError(
+            f"bvlc_path: {name} in {path} is no pair of weights and biases; give bvlc_alexnet.npy"
+        )
+    weights, biases = entry
+    if weights.ndim == 4:
+        return weights.transpose(3, 2, 0, 1), biases
+    if name == "fc6" and weights.ndim == 2 and weights.shape[0] == np.prod(POOLED):
+        channels, height, width = POOLED
+        by_place = weights.reshape(height, width, channels, -1)
+        return by_place.transpose(3, 2, 0, 1).reshape(weights.shape[1], -1), biases
+    return weights.T, biases

@@ -1,0 +1,306 @@
+"""MASF: model-agnostic learning of semantic features (Dou et al. 2019, arXiv 1910.13580).
+
+A step plays an episode. Of the source domains one, drawn anew each time, is the meta-test domain, the others
+are meta-train. With the network's weights θ and the metric network's φ:
+
+1. task loss L at θ on the meta-train domains; its gradient, clipped per tensor, makes the inner step
+   θ' = θ - inner_lr·clip(∇L).
+2. global and local loss at θ' on all domains.
+3. Adam updates of θ by ∇L, of θ by the meta-gradient of (global + local_weight·local), clipped per tensor,
+and
+   of φ by the local loss.
+
+With `meta_order: second` the meta-gradient differentiates through the inner step:
+v - inner_lr·∇⟨clip(∇L(θ)), v⟩ with v the gradient at θ', which is exact and needs no copy of the network;
+`first`, as published, takes v itself.
+
+The published code hands φ to two optimizers, of global + local loss and of the local loss. Here φ has one,
+the metric optimizer: the global loss does not depend on φ, so the other would only repeat the same update at
+another rate.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from model_utils.config import Key
+from model_utils.device import gradient_reducer, jit
+from model_utils.errors import UserError
+from src import episodic_losses, noise
+from src.data import domains
+from src.evaluate import Evaluator, evaluating
+from src.networks import generalisation
+from src.networks.metric import MetricNetwork
+from src.ops import accelerate
+from src.optim import adam, set_learning_rate
+from src.schedules import ONE_CYCLE, schedule
+from src.train_cells import Phase, TrainCell
+
+KEYS = {
+    **domains.keys(),
+    **generalisation.keys(),
+    "meta_batch_size": Key(126, "images per source domain, step and process", low=1),
+    "batch_size": Key(1, "export.py: fixed batch size", low=1),
+    "train_iterations": Key(300, "training steps", low=0),
+    "inner_lr": Key(1e-5, "rate of the inner step on the task loss", low=0),
+    "outer_lr": Key(
+        1e-5, "Adam's rate for the task loss and for the meta-gradient (peak, if scheduled)", above=0
+    ),
+    "metric_lr": Key(1e-5, "Adam's rate for the metric network (peak, if scheduled)", above=0),
+    "lr_schedule": Key("constant", "outer and metric rate over the run", choices=("constant", ONE_CYCLE)),
+    "meta_order": Key(
+        "first",
+        "second: the exact meta-gradient; first: without the inner step's own",
+        choices=("first", "second"),
+    ),
+    "margin": Key(10.0, "margin of the triplet loss, a squared distance", low=0),
+    "global_weight": Key(1.0, "weight of the global loss (class alignment)", low=0),
+    "local_weight": Key(0.005, "weight of the local loss (triplets)", low=0),
+    "temperature": Key(2.0, "of the soft labels in the global loss", above=0),
+    "gradients_clip_value": Key(
+        2.0, "largest norm of each tensor's gradient in inner and meta step", above=0
+    ),
+}
+
+ALIASES = {"print_interval": "log_interval", "test_print_interval": "eval_interval"}
+
+
+def build_network(config):
+    """Image -> logits network, untrained: float32 (N, 3, S, S) in [0, 1] -> (N, classes)."""
+    return generalisation.build(config)
+
+
+def test_sets(config, device):
+    """{domain: loader over this process's share of its test images}; the domain left out comes last."""
+    return domains.test_sets(config, device)
+
+
+def build(config, device):
+    """The train cell of a run."""
+    return MasfTrainCell(config, device)
+
+
+class TaskLoss(nn.Cell):
+    """Mean cross-entropy of the meta-train domains' images (N, C, H, W)."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, images, labels, *masks):
+        return episodic_losses.task_loss(self.network(images, *masks), labels)
+
+
+class MetaLoss(nn.Cell):
+    """Weighted sum of global and local loss over all domains, the meta-test domain last; and the two."""
+
+    def __init__(self, network, metric, count, config):
+        super().__init__(auto_prefix=False)
+        self.network, self.metric, self.count = network, metric, count
+        self.share = config.meta_batch_size // count
+        self.temperature, self.margin = config.temperature, config.margin
+        self.weights = config.global_weight, config.local_weight
+
+    def construct(self, images, labels, *masks):
+        features, logits = self.network.features_and_logits(images, *masks)
+        aligned = episodic_losses.global_loss(logits, labels, self.count, self.temperature)
+        # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
+        embeddings = self.metric(episodic_losses.share_of_each(features, self.count, self.share))
+        chosen = episodic_losses.share_of_each(labels, self.count, self.share)
+        local = episodic_losses.semi_hard_triplet_loss(embeddings, chosen, self.margin)
+        return self.weights[0] * aligned + self.weights[1] * local, aligned, local
+
+
+def clip_each(gradients, limit):
+    """Each gradient scaled to Euclidean norm `limit` where its own is larger."""
+    clipped = []
+    for gradient in gradients:
+        # The square root has no gradient at 0; a norm below 1e-12 is nothing to clip.
+        norm = ops.sqrt(ops.maximum(ops.sum(gradient * gradient), 1e-24))
+        clipped.append(gradient * (limit / ops.maximum(norm, limit)))
+    return tuple(clipped)
+
+
+def store(parameters, values):
+    """Assign each value to its parameter."""
+    for parameter, value in zip(parameters, values):  # noqa: B905 - the graph compiler knows no strict
+        ops.assign(parameter, value)
+
+
+class Directional(nn.Cell):
+    """⟨clip(∇L(θ)), direction⟩: its gradient is the Hessian's part of the exact meta-gradient."""
+
+    def __init__(self, task_gradient, direction, limit):
+        super().__init__(auto_prefix=False)
+        self.task_gradient, self.direction, self.limit = task_gradient, direction, limit
+
+    def construct(self, images, labels, *masks):
+        _, gradients = self.task_gradient(images, labels, *masks)
+        total = 0.0
+        for gradient, part in zip(clip_each(gradients, self.limit), self.direction):  # noqa: B905 - as above
+            total = total + ops.sum(gradient * part)
+        return total
+
+
+def buffers(name, weights):
+    """Parameters of the weights' shapes, for what one compiled part of a step hands to the next.
+
+    Handed over as a tuple of tensors it would be a constant to the graph compiler, and compile anew each
+    time.
+    """
+    named = ((f"{name}.{weight.name}", ops.zeros_like(weight)) for weight in weights)
+    return ms.ParameterTuple(tuple(ms.Parameter(zeros, name=n, requires_grad=False) for n, zeros in named))
+
+
+class MasfTrainCell(TrainCell):
+    """Episodes on the source domains."""
+
+    def __init__(self, config, device):
+        self.config, self.device = config, device
+        loaders = domains.build_loaders(config, device, config.meta_batch_size, "meta_batch_size")
+        self.names = list(loaders)
+        if config.meta_batch_size % len(loaders):
+            raise UserError(
+                f"meta_batch_size: {config.meta_batch_size} can't be shared out among {len(loaders)} source "
+                f"domains; choose a multiple of {len(loaders)}"
+            )
+        self.held_out = domains.held_out(config, device)
+        self.network = build_network(config)
+        generalisation.load_initial(self.network, config)
+        self.metric = MetricNetwork(self.network.feature_size)
+        self.metric.update_parameters_name("metric.")
+        accelerate(self.network, second_order=config.meta_order == "second")
+        self.phases = [Phase("meta", config.train_iterations, max(1, config.train_iterations), loaders)]
+        self._evaluator = Evaluator(self.network, config, device)
+        self._compile()
+
+    def _compile(self):
+        config, jitted = self.config, lambda function: jit(function, self.config)
+        self.inner_lr, self.zero = ms.Tensor(config.inner_lr, ms.float32), ms.Tensor(0.0, ms.float32)
+        self.weights = ms.ParameterTuple(self.network.trainable_params())
+        self.metric_weights = ms.ParameterTuple(self.metric.trainable_params())
+        self.start = buffers("start", self.weights)
+        self.task_gradients = buffers("task_gradient", self.weights)
+        self.meta_gradients = buffers("meta_gradient", self.weights)
+        self.metric_gradients = buffers("metric_gradient", self.metric_weights)
+        self.optimizers = {
+            "task": adam("task", self.weights, config.outer_lr),
+            "meta": adam("meta", self.weights, config.outer_lr),
+            "metric": adam("metric", self.metric_weights, config.metric_lr),
+        }
+        self.reduce = gradient_reducer(self.weights, self.device)
+        self.reduce_metric = gradient_reducer(self.metric_weights, self.device)
+        task = TaskLoss(self.network)
+        meta = MetaLoss(self.network, self.metric, len(self.names), config)
+        self.task_gradient = ms.value_and_grad(task, None, self.weights)
+        self.count, self.local_weight = len(self.weights), config.local_weight or 1.0
+        both = ms.ParameterTuple([*self.weights, *self.metric_weights])
+        self.meta_gradient = ms.value_and_grad(meta, None, both, has_aux=True)
+        directional = Directional(
+            ms.value_and_grad(task, None, self.weights), self.meta_gradients, config.gradients_clip_value
+        )
+        self.hessian_gradient = ms.grad(directional, None, self.weights)
+        self._inner, self._meta = jitted(self._inner_step), jitted(self._meta_step)
+        self._correct, self._restore = jitted(self._second_order), jitted(self._put_back)
+        self._update = jitted(self._outer_step)
+
+    # Jitted parts of a step. What one leaves to the next stands in the buffers.
+
+    def _inner_step(self, images, labels, rate, *masks):
+        """Task loss and its gradient at θ; leaves the network at θ', θ in `start`."""
+        loss, gradients = self.task_gradient(images, labels, *masks)
+        gradients = self.reduce(gradients)
+        store(self.task_gradients, gradients)
+        moved = clip_each(gradients, self.config.gradients_clip_value)
+        for weight, start, gradient in zip(self.weights, self.start, moved):  # noqa: B905 - as above
+            before = ops.assign(start, weight)
+            ops.assign(weight, before - rate * gradient)
+        return loss
+
+    def _meta_step(self, images, labels, *masks):
+        """Meta losses at θ', and their gradients with respect to θ' and φ."""
+        (_, aligned, local), gradients = self.meta_gradient(images, labels, *masks)
+        store(self.meta_gradients, self.reduce(gradients[: self.count]))
+        # The metric network follows the local loss itself, not its weighted share of the sum.
+        local_gradients = tuple([gradient / self.local_weight for gradient in gradients[self.count :]])
+        store(self.metric_gradients, self.reduce_metric(local_gradients))
+        return aligned, local
+
+    def _put_back(self):
+        store(self.weights, self.start)
+        return self.zero
+
+    def _second_order(self, images, labels, rate, *masks):
+        """v - rate·∇⟨clip(∇L(θ)), v⟩."""
+        through = self.reduce(self.hessian_gradient(images, labels, *masks))
+        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - as above
+            ops.assign(part, part - rate * hessian)
+        return self.zero
+
+    def _outer_step(self):
+        self.optimizers["task"](self.task_gradients)
+        self.optimizers["meta"](clip_each(self.meta_gradients, self.config.gradients_clip_value))
+        self.optimizers["metric"](self.metric_gradients)
+        return self.zero
+
+    # What the loop calls.
+
+    def train_step(self, phase, batch):
+        """One episode; returns the three losses, their weighted sum as "loss", and the outer rate."""
+        config = self.config
+        factor = schedule(config.lr_schedule, phase.step, phase.steps)
+        for name, rate in (
+            ("task", config.outer_lr),
+            ("meta", config.outer_lr),
+            ("metric", config.metric_lr),
+        ):
+            set_learning_rate(self.optimizers[name], rate * factor)
+        order = self.episode(phase.step)
+        train = self._tensors(batch, order[:-1], phase.step, "inner")
+        every = self._tensors(batch, order, phase.step, "meta")
+        task = self._inner(*train[:2], self.inner_lr, *train[2:])
+        aligned, local = self._meta(*every)
+        self._restore()
+        if config.meta_order == "second":
+            self._correct(*train[:2], self.inner_lr, *train[2:])
+        self._update()
+        total = task + config.global_weight * aligned + config.local_weight * local
+        losses = {"loss": total, "task_loss": task, "global_loss": aligned, "local_loss": local}
+        return {**losses, "lr": config.outer_lr * factor}
+
+    def episode(self, step):
+        """The domains in the order of this step: the meta-test domain, drawn by seed and step, comes last.
+
+        The batch is put into that order on the host, so that one compiled step serves every choice.
+        """
+        chosen = int(noise.generator(self.config.seed, "meta-test domain", step).integers(len(self.names)))
+        return [name for index, name in enumerate(self.names) if index != chosen] + [self.names[chosen]]
+
+    def _tensors(self, batch, order, step, purpose):
+        images = np.concatenate([batch[name][0] for name in order])
+        labels = np.concatenate([batch[name][1] for name in order])
+        rng = noise.generator(self.config.seed, f"dropout {purpose}", step, self.device.rank)
+        masks = (
+            ms.Tensor.from_numpy(noise.keep_mask(rng, (len(labels), *shape), self.config.dropout))
+            for shape in self.network.dropout_shapes
+        )
+        return ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels), *masks
+
+    def state(self):
+        """Networks and optimizers by name."""
+        optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
+        return {"network": self.network, "metric": self.metric, **optimizers}
+
+    def validate(self, phase):
+        """{"held_out_<domain>_accuracy"} of each source domain; nothing of the domain left out."""
+        if not self.held_out:
+            return {}
+        with evaluating(self.network):
+            return {
+                f"held_out_{domain}_accuracy": self._evaluator.accuracy(loader)
+                for domain, loader in self.held_out.items()
+            }
+
+    def features(self, images):
+        """(N, 3, S, S) -> the layer before the logits (N, D)."""
+        return self.network.features(images)
