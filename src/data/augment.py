@@ -13,6 +13,30 @@ def intensity(images, rng):
     return ends[0] + (ends[1] - ends[0]) * images
 
 
+def invert(images, rng):
+    """Turn half of the images into their negatives, all channels together. Shapes as `intensity`."""
+    return np.where(rng.random((len(images), 1, 1, 1)) < 0.5, 1 - images, images)
+
+
+def cutout(images, rng, size=8):
+    """Cover a square of `size` pixels with one random colour (DeVries & Taylor 2017, arXiv 1708.04552).
+
+    Its centre is any pixel, so that up to three quarters of it may lie outside. Shapes as `intensity`.
+    """
+    count, channels, height, width = images.shape
+    rows, columns = rng.integers(0, height, (count, 1)), rng.integers(0, width, (count, 1))
+    covered_rows, covered_columns = _near(rows, height, size), _near(columns, width, size)
+    covered = covered_rows[:, None, :, None] & covered_columns[:, None, None, :]
+    colours = rng.random((count, channels, 1, 1), dtype=np.float32)
+    return np.where(covered, colours, images)
+
+
+def _near(centres, length, size):
+    """bool (N, length): which of `size` positions from centre - size // 2 on exist."""
+    distance = np.arange(length) - centres + size // 2
+    return (distance >= 0) & (distance < size)
+
+
 def shift(images, rng, pixels=2):
     """Move each image by up to `pixels` in both directions, repeating the edge. Shapes as `intensity`."""
     count, _, height, width = images.shape
@@ -77,9 +101,20 @@ AUGMENTATIONS = {
     "affine": affine,
     "shrink": shrink,
     "enlarge": enlarge,
+    "invert": invert,
+    "cutout": cutout,
 }
-GEOMETRIC = tuple(name for name in AUGMENTATIONS if name != "intensity")
+GEOMETRIC = ("shift", "affine", "shrink", "enlarge")
 CHOICES = ("none", "intensity", *GEOMETRIC, *(f"intensity+{name}" for name in GEOMETRIC))
+# What a student sees in self-training; see src/train_cells/_dann_refine.py.
+STRONG = (
+    "none",
+    *(
+        f"{first}{rest}"
+        for first in ("invert", "invert+shift", "invert+affine", "shift", "affine")
+        for rest in ("", "+cutout")
+    ),
+)
 
 
 def build(name):

@@ -7,12 +7,11 @@ are meta-train. With the network's weights θ and the metric network's φ:
    θ' = θ - inner_lr·clip(∇L).
 2. global and local loss at θ' on all domains.
 3. Adam updates of θ by ∇L, of θ by the meta-gradient of (global + local_weight·local), clipped per tensor,
-and
-   of φ by the local loss.
+   and of φ by the local loss.
 
-With `meta_order: second` the meta-gradient differentiates through the inner step:
-v - inner_lr·∇⟨clip(∇L(θ)), v⟩ with v the gradient at θ', which is exact and needs no copy of the network;
-`first`, as published, takes v itself.
+With `meta_order: first`, as published, the meta-gradient is v, the gradient at θ'. `second` differentiates
+through the inner step as well: v - inner_lr·∇⟨∇L(θ), J·v⟩ with J the Jacobian of the clipping. That is exact,
+and needs no copy of the network.
 
 The published code hands φ to two optimizers, of global + local loss and of the local loss. Here φ has one,
 the metric optimizer: the global loss does not depend on φ, so the other would only repeat the same update at
@@ -21,12 +20,12 @@ another rate.
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import ops
 
 from model_utils.config import Key
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
-from src import episodic_losses, noise
+from src import noise
 from src.data import domains
 from src.evaluate import Evaluator, evaluating
 from src.networks import generalisation
@@ -35,6 +34,15 @@ from src.ops import accelerate
 from src.optim import adam, set_learning_rate
 from src.schedules import ONE_CYCLE, schedule
 from src.train_cells import Phase, TrainCell
+from src.train_cells._meta import (
+    Directional,
+    MetaLoss,
+    TaskLoss,
+    buffers,
+    clip_each,
+    store,
+    through_clipping,
+)
 
 KEYS = {
     **domains.keys(),
@@ -46,6 +54,7 @@ KEYS = {
     "outer_lr": Key(
         1e-5, "Adam's rate for the task loss and for the meta-gradient (peak, if scheduled)", above=0
     ),
+    "meta_lr": Key(0.0, "Adam's rate for the meta-gradient; 0: outer_lr, as published", low=0),
     "metric_lr": Key(1e-5, "Adam's rate for the metric network (peak, if scheduled)", above=0),
     "lr_schedule": Key("constant", "outer and metric rate over the run", choices=("constant", ONE_CYCLE)),
     "meta_order": Key(
@@ -62,7 +71,11 @@ KEYS = {
     ),
 }
 
-ALIASES = {"print_interval": "log_interval", "test_print_interval": "eval_interval"}
+ALIASES = {
+    "summary_interval": "log_interval",
+    "print_interval": "log_interval",
+    "test_print_interval": "eval_interval",
+}
 
 
 def build_network(config):
@@ -78,78 +91,6 @@ def test_sets(config, device):
 def build(config, device):
     """The train cell of a run."""
     return MasfTrainCell(config, device)
-
-
-class TaskLoss(nn.Cell):
-    """Mean cross-entropy of the meta-train domains' images (N, C, H, W)."""
-
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, images, labels, *masks):
-        return episodic_losses.task_loss(self.network(images, *masks), labels)
-
-
-class MetaLoss(nn.Cell):
-    """Weighted sum of global and local loss over all domains, the meta-test domain last; and the two."""
-
-    def __init__(self, network, metric, count, config):
-        super().__init__(auto_prefix=False)
-        self.network, self.metric, self.count = network, metric, count
-        self.share = config.meta_batch_size // count
-        self.temperature, self.margin = config.temperature, config.margin
-        self.weights = config.global_weight, config.local_weight
-
-    def construct(self, images, labels, *masks):
-        features, logits = self.network.features_and_logits(images, *masks)
-        aligned = episodic_losses.global_loss(logits, labels, self.count, self.temperature)
-        # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
-        embeddings = self.metric(episodic_losses.share_of_each(features, self.count, self.share))
-        chosen = episodic_losses.share_of_each(labels, self.count, self.share)
-        local = episodic_losses.semi_hard_triplet_loss(embeddings, chosen, self.margin)
-        return self.weights[0] * aligned + self.weights[1] * local, aligned, local
-
-
-def clip_each(gradients, limit):
-    """Each gradient scaled to Euclidean norm `limit` where its own is larger."""
-    clipped = []
-    for gradient in gradients:
-        # The square root has no gradient at 0; a norm below 1e-12 is nothing to clip.
-        norm = ops.sqrt(ops.maximum(ops.sum(gradient * gradient), 1e-24))
-        clipped.append(gradient * (limit / ops.maximum(norm, limit)))
-    return tuple(clipped)
-
-
-def store(parameters, values):
-    """Assign each value to its parameter."""
-    for parameter, value in zip(parameters, values):  # noqa: B905 - the graph compiler knows no strict
-        ops.assign(parameter, value)
-
-
-class Directional(nn.Cell):
-    """⟨clip(∇L(θ)), direction⟩: its gradient is the Hessian's part of the exact meta-gradient."""
-
-    def __init__(self, task_gradient, direction, limit):
-        super().__init__(auto_prefix=False)
-        self.task_gradient, self.direction, self.limit = task_gradient, direction, limit
-
-    def construct(self, images, labels, *masks):
-        _, gradients = self.task_gradient(images, labels, *masks)
-        total = 0.0
-        for gradient, part in zip(clip_each(gradients, self.limit), self.direction):  # noqa: B905 - as above
-            total = total + ops.sum(gradient * part)
-        return total
-
-
-def buffers(name, weights):
-    """Parameters of the weights' shapes, for what one compiled part of a step hands to the next.
-
-    Handed over as a tuple of tensors it would be a constant to the graph compiler, and compile anew each
-    time.
-    """
-    named = ((f"{name}.{weight.name}", ops.zeros_like(weight)) for weight in weights)
-    return ms.ParameterTuple(tuple(ms.Parameter(zeros, name=n, requires_grad=False) for n, zeros in named))
 
 
 class MasfTrainCell(TrainCell):
@@ -175,7 +116,7 @@ class MasfTrainCell(TrainCell):
         self._compile()
 
     def _compile(self):
-        config, jitted = self.config, lambda function: jit(function, self.config)
+        config = self.config
         self.inner_lr, self.zero = ms.Tensor(config.inner_lr, ms.float32), ms.Tensor(0.0, ms.float32)
         self.weights = ms.ParameterTuple(self.network.trainable_params())
         self.metric_weights = ms.ParameterTuple(self.metric.trainable_params())
@@ -185,7 +126,7 @@ class MasfTrainCell(TrainCell):
         self.metric_gradients = buffers("metric_gradient", self.metric_weights)
         self.optimizers = {
             "task": adam("task", self.weights, config.outer_lr),
-            "meta": adam("meta", self.weights, config.outer_lr),
+            "meta": adam("meta", self.weights, config.meta_lr or config.outer_lr),
             "metric": adam("metric", self.metric_weights, config.metric_lr),
         }
         self.reduce = gradient_reducer(self.weights, self.device)
@@ -193,16 +134,15 @@ class MasfTrainCell(TrainCell):
         task = TaskLoss(self.network)
         meta = MetaLoss(self.network, self.metric, len(self.names), config)
         self.task_gradient = ms.value_and_grad(task, None, self.weights)
-        self.count, self.local_weight = len(self.weights), config.local_weight or 1.0
+        self.count = len(self.weights)
         both = ms.ParameterTuple([*self.weights, *self.metric_weights])
         self.meta_gradient = ms.value_and_grad(meta, None, both, has_aux=True)
-        directional = Directional(
-            ms.value_and_grad(task, None, self.weights), self.meta_gradients, config.gradients_clip_value
-        )
+        directional = Directional(ms.value_and_grad(task, None, self.weights))
         self.hessian_gradient = ms.grad(directional, None, self.weights)
-        self._inner, self._meta = jitted(self._inner_step), jitted(self._meta_step)
-        self._correct, self._restore = jitted(self._second_order), jitted(self._put_back)
-        self._update = jitted(self._outer_step)
+        self._inner, self._meta = jit(self._inner_step, config), jit(self._meta_step, config)
+        self._restore, self._update = jit(self._put_back, config), jit(self._outer_step, config)
+        # Compiled in PyNative mode, too, whose own second derivatives are off by percents (MindSpore 2.10).
+        self._correct = ms.jit(self._second_order)
 
     # Jitted parts of a step. What one leaves to the next stands in the buffers.
 
@@ -212,7 +152,7 @@ class MasfTrainCell(TrainCell):
         gradients = self.reduce(gradients)
         store(self.task_gradients, gradients)
         moved = clip_each(gradients, self.config.gradients_clip_value)
-        for weight, start, gradient in zip(self.weights, self.start, moved):  # noqa: B905 - as above
+        for weight, start, gradient in zip(self.weights, self.start, moved):  # noqa: B905 - the graph compiler knows no strict
             before = ops.assign(start, weight)
             ops.assign(weight, before - rate * gradient)
         return loss
@@ -221,9 +161,7 @@ class MasfTrainCell(TrainCell):
         """Meta losses at θ', and their gradients with respect to θ' and φ."""
         (_, aligned, local), gradients = self.meta_gradient(images, labels, *masks)
         store(self.meta_gradients, self.reduce(gradients[: self.count]))
-        # The metric network follows the local loss itself, not its weighted share of the sum.
-        local_gradients = tuple([gradient / self.local_weight for gradient in gradients[self.count :]])
-        store(self.metric_gradients, self.reduce_metric(local_gradients))
+        store(self.metric_gradients, self.reduce_metric(gradients[self.count :]))
         return aligned, local
 
     def _put_back(self):
@@ -231,9 +169,11 @@ class MasfTrainCell(TrainCell):
         return self.zero
 
     def _second_order(self, images, labels, rate, *masks):
-        """v - rate·∇⟨clip(∇L(θ)), v⟩."""
-        through = self.reduce(self.hessian_gradient(images, labels, *masks))
-        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - as above
+        """v - rate·∇⟨∇L(θ), J·v⟩. Ranks average what is linear in L: it is exact for them together."""
+        limit = self.config.gradients_clip_value
+        direction = through_clipping(self.task_gradients, self.meta_gradients, limit)
+        through = self.reduce(self.hessian_gradient(direction, images, labels, *masks))
+        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler knows no strict
             ops.assign(part, part - rate * hessian)
         return self.zero
 
@@ -249,11 +189,12 @@ class MasfTrainCell(TrainCell):
         """One episode; returns the three losses, their weighted sum as "loss", and the outer rate."""
         config = self.config
         factor = schedule(config.lr_schedule, phase.step, phase.steps)
-        for name, rate in (
-            ("task", config.outer_lr),
-            ("meta", config.outer_lr),
-            ("metric", config.metric_lr),
-        ):
+        rates = {
+            "task": config.outer_lr,
+            "meta": config.meta_lr or config.outer_lr,
+            "metric": config.metric_lr,
+        }
+        for name, rate in rates.items():
             set_learning_rate(self.optimizers[name], rate * factor)
         order = self.episode(phase.step)
         train = self._tensors(batch, order[:-1], phase.step, "inner")
