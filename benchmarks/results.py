@@ -59,6 +59,8 @@ def keep(folder, kept=KEPT):
         raise UserError(f"{folder}: holds no result.json; give folders of finished runs")
     result = json.loads(source.read_text(encoding="utf-8"))
     result["test"] = _metrics(folder)
+    # Where someone's data lie says nothing to others: of an absolute path only the last name is kept.
+    result["command"] = re.sub(r"(?<=[\s=])/\S*/", "", result.get("command", ""))
     parts = [result["experiment"], result.get("target_domain"), f"seed{result['seed']}"]
     path = Path(kept) / ("-".join(str(part) for part in parts if part not in (None, "")) + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,37 +1,44 @@
 """Max pooling and local response normalisation that have second derivatives.
 
 MindSpore's own have none on a CPU: MaxPool2d's gradient refuses to be differentiated, LRN's has no gradient.
-These give the same values, and export like any other cell.
+These give the same values, and export like any other cell. Slices with a step and gathers won't do to build
+them from: the gradient of the former fails on a CPU, and the second derivative of several gathers comes out
+wrong in PyNative mode (MindSpore 2.10).
 """
 
 from mindspore import nn, ops
 
 
-def _every(x, axis, offset, stride, count):
-    """x[offset], x[offset + stride], … along an axis, `count` of them.
+def _largest_of_rows(x, kernel, stride):
+    """Maximum over windows along the third axis. Of equal values the first counts, as in MaxPool2d.
 
-    From slices of step 1 and reshapes: on MindSpore 2.10's CPU backend a slice of step 2 has no gradient, and
-    the second derivative of a gather is wrong.
+    (N, C, H, W) -> (N, C, (H - kernel) // stride + 1, W).
     """
-    shape, begin = x.shape, offset % stride
-    groups = -(-shape[axis] // stride)
-    if groups * stride > shape[axis]:
-        widths = [0, 0] * len(shape)
-        widths[2 * (len(shape) - 1 - axis) + 1] = groups * stride - shape[axis]
-        x = ops.pad(x, tuple(widths))
-    x = ops.reshape(x, (*shape[:axis], groups, stride, *shape[axis + 1 :]))
-    first = offset // stride
-    if axis == 2:
-        return x[:, :, first : first + count, begin]
-    return x[:, :, :, first : first + count, begin]
+    _, channels, height, width = x.shape
+    count = (height - kernel) // stride + 1
+    # Rows in groups of `stride`: row i·stride + r of a window's start i is then place r of group i.
+    groups = count + (kernel - 1) // stride
+    rows = groups * stride
+    x = x[:, :, :rows] if rows <= height else ops.pad(x, (0, 0, 0, rows - height))
+    x = ops.reshape(x, (-1, channels, groups, stride, width))
+    best = x[:, :, :count, 0]
+    for row in range(1, kernel):
+        part = x[:, :, row // stride : row // stride + count, row % stride]
+        best = ops.select(part > best, part, best)
+    return best
 
 
-def _largest(x, axis, kernel, stride):
-    """Maximum over the windows along axis 2 or 3. Of equal values the first counts, as in MaxPool2d."""
-    count = (x.shape[axis] - kernel) // stride + 1
-    best = _every(x, axis, 0, stride, count)
-    for offset in range(1, kernel):
-        part = _every(x, axis, offset, stride, count)
+def _largest_of_columns(x, kernel, stride):
+    """As `_largest_of_rows`, along the last axis: (N, C, H, W) -> (N, C, H, (W - kernel) // stride + 1)."""
+    _, channels, height, width = x.shape
+    count = (width - kernel) // stride + 1
+    groups = count + (kernel - 1) // stride
+    columns = groups * stride
+    x = x[:, :, :, :columns] if columns <= width else ops.pad(x, (0, columns - width))
+    x = ops.reshape(x, (-1, channels, height, groups, stride))
+    best = x[:, :, :, :count, 0]
+    for column in range(1, kernel):
+        part = x[:, :, :, column // stride : column // stride + count, column % stride]
         best = ops.select(part > best, part, best)
     return best
 
@@ -47,7 +54,7 @@ class MaxPool2d(nn.Cell):
         self.kernel, self.stride = kernel, stride
 
     def construct(self, x):
-        return _largest(_largest(x, 2, self.kernel, self.stride), 3, self.kernel, self.stride)
+        return _largest_of_columns(_largest_of_rows(x, self.kernel, self.stride), self.kernel, self.stride)
 
 
 class LocalResponseNorm(nn.Cell):
