@@ -437,4 +437,5 @@ def test_train_evaluate_and_refuse(tmp_path):
     succeeded(command("train.py", config=CONFIG, output_dir=out, device_target="CPU", train_iterations=2))
     shown = succeeded(command("eval.py", ckpt_path=out, device_target="CPU"))
     assert all(domain in shown for domain in ("0", "25", "75", "50"))
-    refused(command("train.py", config=CONFIG, output_dir=out, meta_batch_size=25), "meta_batch_size")
+    keys = {"config": CONFIG, "output_dir": tmp_path / "other", "device_target": "CPU"}
+    refused(command("train.py", **keys, meta_batch_size=25), "meta_batch_size: 25")
