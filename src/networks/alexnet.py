@@ -98,18 +98,19 @@ def load_published(network, path):
     missing = [name for name in layers if name not in content]
     if missing:
         raise UserError(f"bvlc_path: {path} has no layer {shortened(missing, 3)}; give bvlc_alexnet.npy")
-    arranged = {name: _arranged(name, content[name], path) for name in layers}
-    for name, arrays in arranged.items():
-        layer = getattr(network, name)
-        for parameter, array, kind in zip(
-            (layer.weight, layer.bias), arrays, ("weights", "biases"), strict=True
-        ):
+    values = []
+    for name in layers:
+        layer, arrays = getattr(network, name), _arranged(name, content[name], path)
+        parameters = layer.weight, layer.bias
+        for parameter, array, kind in zip(parameters, arrays, ("weights", "biases"), strict=True):
             if tuple(parameter.shape) != array.shape:
                 raise UserError(
                     f"bvlc_path: {name}'s {kind} in {path} have shape {array.shape}, the network's have "
                     f"{tuple(parameter.shape)}; give bvlc_alexnet.npy"
                 )
-            ops.assign(parameter, ms.Tensor(np.ascontiguousarray(array, np.float32)))
+            values.append((parameter, array))
+    for parameter, array in values:  # all or none
+        ops.assign(parameter, ms.Tensor(np.ascontiguousarray(array, np.float32)))
 
 
 def _arranged(name, entry, path):

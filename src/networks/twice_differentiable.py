@@ -9,6 +9,11 @@ wrong in PyNative mode (MindSpore 2.10).
 from mindspore import nn, ops
 
 
+def _nothing(x):
+    """Zeros of the shape of `x`: what ops.pad would add, which has no ONNX form (MindSpore 2.10)."""
+    return ops.stop_gradient(x) * 0.0
+
+
 def _largest_of_rows(x, kernel, stride):
     """Maximum over windows along the third axis. Of equal values the first counts, as in MaxPool2d.
 
@@ -19,7 +24,7 @@ def _largest_of_rows(x, kernel, stride):
     # Rows in groups of `stride`: row i·stride + r of a window's start i is then place r of group i.
     groups = count + (kernel - 1) // stride
     rows = groups * stride
-    x = x[:, :, :rows] if rows <= height else ops.pad(x, (0, 0, 0, rows - height))
+    x = x[:, :, :rows] if rows <= height else ops.concat((x, _nothing(x[:, :, : rows - height])), 2)
     x = ops.reshape(x, (-1, channels, groups, stride, width))
     best = x[:, :, :count, 0]
     for row in range(1, kernel):
@@ -34,7 +39,11 @@ def _largest_of_columns(x, kernel, stride):
     count = (width - kernel) // stride + 1
     groups = count + (kernel - 1) // stride
     columns = groups * stride
-    x = x[:, :, :, :columns] if columns <= width else ops.pad(x, (0, columns - width))
+    x = (
+        x[:, :, :, :columns]
+        if columns <= width
+        else ops.concat((x, _nothing(x[:, :, :, : columns - width])), 3)
+    )
     x = ops.reshape(x, (-1, channels, height, groups, stride))
     best = x[:, :, :, :count, 0]
     for column in range(1, kernel):
@@ -70,7 +79,9 @@ class LocalResponseNorm(nn.Cell):
 
     def construct(self, x):
         channels = x.shape[1]
-        squares = ops.pad(x * x, (0, 0, 0, 0, self.radius, self.radius))
+        squares = x * x
+        beyond = _nothing(squares[:, : self.radius])
+        squares = ops.concat((beyond, squares, beyond), 1)
         total = squares[:, :channels]
         for shift in range(1, 2 * self.radius + 1):
             total = total + squares[:, shift : shift + channels]
