@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from benchmarks import positive
+from benchmarks import positive, report
 from model_utils import cli
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 6e-5
@@ -199,19 +199,22 @@ def main():
     medians = dict(zip(sides, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
     what = "inference" if options.inference else "training step"
-    print(f"HarDNet-{options.variant} {what}, {options.batch} images of {options.size} x {options.size}")
+    name = f"HarDNet-{options.variant} {what}, {options.batch} images of {options.size}x{options.size}"
     print(f"median of {options.rounds} alternating rounds of {options.steps} steps")
-    for side, milliseconds in medians.items():
-        print(f"{side:8}{milliseconds:9.1f} ms   ratio to PyTorch {milliseconds / medians['PyTorch']:.2f}")
+    report.ratio(name, medians["ours"], medians["PyTorch"], "ms")
+    if "plain" in medians:
+        report.figure(f"{name}, plain operators", f"{medians['plain']:.1f}", "ms")
+        report.figure(f"{name}, plain operators : PyTorch", f"{medians['plain'] / medians['PyTorch']:.2f}")
     value = "logit" if options.inference else "loss"
     shown = ", ".join(f"{a:.5f} {b:.5f}" for a, b in losses)
     print(f"{value} of the first {WARM_UP} steps, ours and PyTorch's: {shown}")
     for side, (before, peak) in memory.items():
-        print(f"peak memory {side}: {peak:.0f} MB, {peak - before:.0f} MB of it after the imports")
+        report.figure(f"{name}, peak memory, {side}", f"{peak:.0f}", "MB")
+        print(f"  {peak - before:.0f} MB of it after the imports")
     if plain is not None:
-        before, peak = plain.memory
+        _, peak = plain.memory
         plain.close()
-        print(f"peak memory plain: {peak:.0f} MB, {peak - before:.0f} MB of it after the imports")
+        report.figure(f"{name}, peak memory, plain operators", f"{peak:.0f}", "MB")
     return None
 
 

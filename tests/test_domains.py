@@ -436,6 +436,19 @@ def test_fewer_than_two_sources_are_refused(tree):
     )
 
 
+def test_source_domains_choose_some_of_the_others(tree):
+    chosen = folders(tree, source_domains="ink, pencil", target_domain="oil")
+    assert domains.source_domains(chosen) == ["ink", "pencil"]
+    demo = configure(domain_set="demo", target_domain="25", source_domains="75,0")
+    assert domains.source_domains(demo) == ["0", "75"]  # in the set's order
+    assert list(domains.test_sets(demo, CPU)) == ["0", "75", "25"]
+    for wrong in ("ink,oil", "ink,chalk"):
+        refused = folders(tree, source_domains=wrong, target_domain="oil")
+        fails(lambda: domains.source_domains(refused), "source_domains", wrong[4:], "ink, pencil")  # noqa: B023
+    alone = folders(tree, source_domains="ink", target_domain="oil")
+    fails(lambda: domains.source_domains(alone), "fewer than two source domains", "source_domains is 'ink'")
+
+
 def test_a_class_that_only_some_domains_have_is_refused_by_both_their_names(tree):
     shutil.rmtree(tree / "pencil" / "dog")
     fails(lambda: domains.build_loaders(folders(tree), CPU, 4), "class dog", "ink, oil", "not in pencil")

@@ -30,6 +30,7 @@ def keys(domain_set="pacs", target_domain="art_painting"):
             choices=tuple(SETS),
         ),
         "target_domain": Key(target_domain, "the domain that is left out of training and tested on"),
+        "source_domains": Key("", "names with commas between: only these are trained on; empty: all others"),
         "domains_image_root": Key("data/pacs", "pacs, folders: folder of <domain>/<class>/* images"),
         "kfold_root": Key(
             "",
@@ -82,20 +83,33 @@ def _open(config):
             f"num_classes: {config.num_classes}, but {config.domain_set} has {len(domain_set.classes)} "
             f"({shortened(list(domain_set.classes), 8)}); 0 takes them as they are"
         )
-    if len(domain_set.names) < 3:
+    others = [name for name in domain_set.names if name != config.target_domain]
+    wrong = [name for name in _chosen(config) if name not in others]
+    if wrong:
+        raise UserError(
+            f"source_domains: {wrong[0]!r} is no domain of {config.domain_set} to train on; "
+            f"with {config.target_domain} left out these are: {', '.join(others)}"
+        )
+    if len(_sources(domain_set, config)) < 2:
         raise UserError(
             f"target_domain: without {config.target_domain} fewer than two source domains are left "
-            f"({config.domain_set} has {names}); generalisation needs two or more"
+            f"({config.domain_set} has {names}; source_domains is {config.source_domains or 'empty'!r}); "
+            "generalisation needs two or more"
         )
     return domain_set
 
 
+def _chosen(config):
+    return [name.strip() for name in config.source_domains.split(",") if name.strip()]
+
+
 def _sources(domain_set, config):
-    return [name for name in domain_set.names if name != config.target_domain]
+    chosen = _chosen(config) or domain_set.names
+    return [name for name in domain_set.names if name in chosen and name != config.target_domain]
 
 
 def source_domains(config):
-    """Names of the domains to train on, in the set's order: all but `target_domain`."""
+    """Names of the domains to train on, in the set's order: `source_domains`, or all but `target_domain`."""
     return _sources(_open(config), config)
 
 
