@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
+# Test processes at once, each on its share of the cores; 0: one.
+WORKERS ?= 2
 
 OLDEST := 2.7.0
 OLDEST_VENV := .venv-$(OLDEST)
@@ -31,7 +33,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 $(OLDEST_VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)

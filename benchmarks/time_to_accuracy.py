@@ -1,10 +1,12 @@
 """Time from the start of the process to a target accuracy, MNIST → MNIST-M: ours and PyTorch's.
 
     python -m benchmarks.time_to_accuracy [--configs config.yaml …] [--seeds 0 1 2] [--minutes 20]
+                                          [--folder DIR]
 
 Runs, one after another, each configuration with each seed, and the published recipe in PyTorch
 (benchmarks/torch_dann_train.py) with each seed for `--minutes` at most. A threshold is reached at the first
-evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one.
+evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one. Our
+run folders stay in DIR/<configuration>-<seed>, if DIR is given.
 """
 
 import argparse
@@ -32,12 +34,13 @@ def run(words):
     return done.stdout
 
 
-def our_curve(config, seed, every):
-    """[(seconds, target accuracy), …] of one run of train.py."""
-    with tempfile.TemporaryDirectory() as folder:
+def our_curve(config, seed, every, folder=None):
+    """[(seconds, target accuracy), …] of one run of train.py, which stays in `folder`, if one is given."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(folder, f"{Path(config).stem}-{seed}").absolute() if folder else Path(temporary)
         keys = {"config": config, "seed": seed, "output_dir": folder, "eval_interval": every}
         run(["train.py", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))])
-        rows = read_metrics(Path(folder) / "metrics.jsonl")
+        rows = read_metrics(folder / "metrics.jsonl")
         return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
 
 
@@ -85,11 +88,12 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=20, help="limit of a PyTorch run; 0 leaves it out")
     parser.add_argument("--every", type=positive, default=460, help="steps between evaluations")
+    parser.add_argument("--folder", metavar="DIR", help="keep our runs here")
     arguments = parser.parse_args()
     curves = {}
     for seed in arguments.seeds:
         for config in arguments.configs:
-            curves.setdefault(config, []).append(our_curve(config, seed, arguments.every))
+            curves.setdefault(config, []).append(our_curve(config, seed, arguments.every, arguments.folder))
         if arguments.minutes:
             name = "PyTorch, published recipe"
             curves.setdefault(name, []).append(torch_curve(seed, arguments.minutes, arguments.every))

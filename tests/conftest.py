@@ -1,10 +1,26 @@
 """Fixtures shared by the tests. MindSpore is set up once for the test process, as the commands set it up."""
 
+import os
+
 import pytest
 
 from model_utils.quiet import hide_warnings
 
 hide_warnings()
+
+
+def keep_to_own_cores():
+    """Under `pytest -n`, a worker and what it starts keep to their share of the cores: waiting threads of one
+    would otherwise spin on those of another."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        own = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: workers]
+        if own:
+            os.sched_setaffinity(0, own)
+
+
+keep_to_own_cores()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -287,7 +287,7 @@ STAND_IN = """
 import subprocess, sys, time
 log_dir = sys.argv[1].split("=", 1)[1]
 children = []
-for rank, body in enumerate(sys.argv[2:]):
+for rank, body in sorted(enumerate(sys.argv[2:]), key=lambda pair: pair[0] != 2):  # msrun's order
     scheduler = rank == 2
     print("Start scheduler process" if scheduler else f"Start worker process with rank id:{rank}", flush=True)
     with open(f"{log_dir}/" + ("scheduler.log" if scheduler else f"worker_{rank}.log"), "w") as log:
@@ -356,7 +356,8 @@ def test_the_rank_with_an_error_of_its_own_is_named(tmp_path):
 
 
 def test_a_lost_host_is_reported_by_the_scheduler(tmp_path):
-    scheduler = "import sys; print('Timed out node list is: [const vector]{9}, worker 9'); sys.exit(2)"
+    said = "Timed out node list is: [const vector]{9}, worker 9"
+    scheduler = f"import sys, time; time.sleep(1); print('{said}'); sys.exit(2)"
     status, _, errors = ended(watched(tmp_path, LONG, LONG, scheduler))
     assert status == 1
     assert errors.startswith("error: rank 9 is gone; the others were stopped")
