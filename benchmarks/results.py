@@ -36,6 +36,7 @@ best at any evaluation, chosen by test labels, and no result. "Before the last p
 where a recipe has such a phase. Times are from the start of the process to result.json, the median over
 seeds, and include every evaluation."""
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
+TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
 
 
 def _metrics(folder):
@@ -73,7 +74,7 @@ def load(kept=KEPT):
     """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
     groups = {}
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name == FIGURES:
+        if path.name in (FIGURES, TIMES):
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
@@ -124,23 +125,48 @@ def _row(entry, target, results):
     return f"| {name} | {' | '.join(cells)} | {published} |"
 
 
+def _gain(entry, target, groups):
+    """One line: how far an experiment is ahead of the one it is compared with, paired by seed."""
+    ours, theirs = (
+        {result["seed"]: result["accuracy"][target] for result in groups.get((name, target), [])}
+        for name in (entry["experiment"], entry["compare"])
+    )
+    gains = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    if not gains:
+        return f"| {target} | not run | |"
+    deviation = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
+    return (
+        f"| {target} | {statistics.mean(gains):+.2f}{deviation} | {', '.join(f'{g:+.2f}' for g in gains)} |"
+    )
+
+
+def _gains(entry, groups):
+    """A table of gains in percentage points, for an experiment with `compare`."""
+    lines = ["| left out | gain, percentage points | of each seed |", "|---|---|---|"]
+    return "\n".join([*lines, *(_gain(entry, str(target), groups) for target in entry["targets"])])
+
+
 HEAD = (
     "| experiment | last checkpoint | oracle | before the last phase | other domains | seeds | steps "
     "| time | published |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def _sections(sections, groups):
+def _sections(sections, groups, used):
     for section in sections:
-        lines, commands = [HEAD], []
+        lines, commands, gains = [HEAD], [], []
         for entry in section["experiments"]:
+            if "compare" in entry:
+                gains.append(_gains(entry, groups))
             for target in entry.get("targets", [None]):
                 key = (entry["experiment"], None if target is None else str(target))
-                lines.append(_row(entry, key[1], groups.pop(key, [])))
+                lines.append(_row(entry, key[1], groups.get(key, [])))
+                used.add(key)
             commands.append(f"# {entry['title']}\n{entry['command'].strip()}")
         text = section.get("text", "").strip()
         block = "```\n" + "\n".join(commands) + "\n```"
-        yield "\n\n".join(part for part in (f"## {section['title']}", text, "\n".join(lines), block) if part)
+        parts = f"## {section['title']}", text, "\n".join(lines), *gains, block
+        yield "\n\n".join(part for part in parts if part)
 
 
 def _machines(groups):
@@ -167,6 +193,45 @@ def _figures_table(content):
     )
 
 
+def reached(curve, threshold):
+    """Seconds to the first evaluation at or above `threshold`, or None. curve: [(seconds, accuracy), …]."""
+    return next((seconds for seconds, accuracy in curve if accuracy >= threshold), None)
+
+
+def _time(curves, threshold):
+    """Median over the seeds, with the range; or how many of them never got there."""
+    times = [reached(curve, threshold) for curve in curves]
+    if None in times:
+        return f"not reached by {times.count(None)} of {len(times)}"
+    return f"{statistics.median(times):.0f} s ({min(times):.0f} to {max(times):.0f})"
+
+
+def _times_table(kept):
+    """Time to accuracy, MNIST → MNIST-M."""
+    path = Path(kept) / TIMES
+    if not path.is_file():
+        return ""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    heads = [f"{100 * threshold:g} %" for threshold in content["thresholds"]]
+    lines = [
+        f"| recipe | {' | '.join(heads)} | last evaluation | whole time | seeds |",
+        "|---" * (len(heads) + 4) + "|",
+    ]
+    for name, curves in content["curves"].items():
+        cells = [_time(curves, threshold) for threshold in content["thresholds"]]
+        cells += [percent([curve[-1][1] for curve in curves])]
+        cells += [f"{statistics.median(curve[-1][0] for curve in curves):.0f} s", str(len(curves))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    text = (
+        "From the start of the process to the first evaluation at or above a target test accuracy: median "
+        "over the seeds, and the range. All of it in one run; evaluation time counts. Every evaluation looks "
+        "at target labels, so these times are a measurement; no recipe stops by them."
+    )
+    return "\n\n".join(
+        ["## Time to accuracy: MNIST → MNIST-M", text, "\n".join(lines), f"```\n{content['command']}\n```"]
+    )
+
+
 def page(kept=KEPT):
     """The text of docs/results.md.
 
@@ -175,14 +240,15 @@ def page(kept=KEPT):
     """
     sections = yaml.safe_load(EXPERIMENTS.read_text(encoding="utf-8"))
     groups = load(kept)
-    left = dict(groups)
-    parts = list(_sections(sections, left))
-    if left:
+    used = set()
+    parts = list(_sections(sections, groups, used))
+    if left := groups.keys() - used:
         names = ", ".join("-".join(str(part) for part in key if part) for key in sorted(left, key=str))
         raise UserError(f"{EXPERIMENTS.name} knows no experiment {names}; add it there")
     parts = [
         INTRODUCTION,
         *parts,
+        _times_table(kept),
         _figures_table(figures(kept)),
         f"## Machines and versions\n\n{_machines(groups)}",
     ]

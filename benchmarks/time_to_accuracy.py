@@ -1,12 +1,13 @@
 """Time from the start of the process to a target accuracy, MNIST → MNIST-M: ours and PyTorch's.
 
     python -m benchmarks.time_to_accuracy [--configs config.yaml …] [--seeds 0 1 2] [--minutes 20]
-                                          [--folder DIR]
+                                          [--folder DIR] [--save]
 
 Runs, one after another, each configuration with each seed, and the published recipe in PyTorch
 (benchmarks/torch_dann_train.py) with each seed for `--minutes` at most. A threshold is reached at the first
 evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one. Our
-run folders stay in DIR/<configuration>-<seed>, if DIR is given.
+run folders stay in DIR/<configuration>-<seed>, if DIR is given. `--save` keeps the curves for
+docs/results.md.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import positive, report
+from benchmarks.results import KEPT, TIMES, reached
 from model_utils import cli
+from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
@@ -57,11 +60,6 @@ def torch_curve(seed, minutes, every):
     return [(row["seconds"], row["accuracy"]) for row in rows]
 
 
-def reached(curve, threshold):
-    """Seconds to the first evaluation at or above `threshold`, or None."""
-    return next((seconds for seconds, accuracy in curve if accuracy >= threshold), None)
-
-
 def summarise(name, curves):
     """Figures of one recipe over its seeds."""
     for threshold in THRESHOLDS:
@@ -89,6 +87,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=20, help="limit of a PyTorch run; 0 leaves it out")
     parser.add_argument("--every", type=positive, default=460, help="steps between evaluations")
     parser.add_argument("--folder", metavar="DIR", help="keep our runs here")
+    parser.add_argument("--save", action="store_true", help=f"write {TIMES} for docs/results.md")
     arguments = parser.parse_args()
     curves = {}
     for seed in arguments.seeds:
@@ -99,6 +98,17 @@ def main():
             curves.setdefault(name, []).append(torch_curve(seed, arguments.minutes, arguments.every))
     for name, several in curves.items():
         summarise(name, several)
+    if arguments.save:
+        save(curves, arguments)
+
+
+def save(curves, arguments):
+    """Keep the curves, with the command that measured them, where benchmarks/results.py finds them."""
+    command = f"python -m benchmarks.time_to_accuracy --configs {' '.join(arguments.configs)}"
+    command += f" --seeds {' '.join(map(str, arguments.seeds))} --minutes {arguments.minutes:g} --save"
+    content = {"command": command, "thresholds": THRESHOLDS, "curves": curves}
+    with atomic(KEPT / TIMES) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

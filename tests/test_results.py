@@ -82,7 +82,33 @@ def test_domains_left_out_are_told_apart(tmp_path):
 
 
 def test_what_was_not_run_is_said(tmp_path):
-    assert "| not run |" in results.page(tmp_path)
+    page = results.page(tmp_path)
+    assert "| not run |" in page and "| 75 | not run | |" in page and "Time to accuracy" not in page
+
+
+def test_gains_are_paired_by_seed(tmp_path):
+    accuracies = {"masf": {0: 0.90, 1: 0.80, 2: 0.99}, "deepall": {0: 0.88, 1: 0.81}}
+    for method, by_seed in accuracies.items():
+        for seed, accuracy in by_seed.items():
+            name = f"{method}_rotated_mnist"
+            content = result(seed, 0.5, experiment=name, target_domain="75", accuracy={"75": accuracy})
+            content["oracle_accuracy"] = content["accuracy"]
+            results.keep(run_folder(tmp_path / f"{name}{seed}", content), tmp_path / "kept")
+    # +2 and -1: mean 0.5, deviation √4.5; seed 2 has nothing to be compared with
+    assert "| 75 | +0.50 ± 2.12 | +2.00, -1.00 |" in results.page(tmp_path / "kept")
+
+
+def test_time_to_accuracy(tmp_path):
+    curves = {
+        "ours": [[[10, 0.8], [20, 0.92]], [[12, 0.91], [24, 0.9]]],
+        "theirs": [[[9, 0.85]], [[9, 0.95]]],
+    }
+    content = {"command": "python -m it", "thresholds": [0.8157, 0.9], "curves": curves}
+    (tmp_path / results.TIMES).write_text(json.dumps(content))
+    page = results.page(tmp_path)
+    assert "| ours | 16 s (12 to 20) | 16 s (12 to 20) | 91.00 ± 1.41 % | 22 s | 2 |" in page
+    assert "| theirs | 9 s (9 to 9) | not reached by 1 of 2 | 90.00 ± 7.07 % | 9 s | 2 |" in page
+    assert "python -m it" in page
 
 
 def test_run_of_an_unknown_experiment_is_refused(tmp_path):
