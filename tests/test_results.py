@@ -93,7 +93,9 @@ def test_gains_are_paired_by_seed(tmp_path):
             name = f"{method}_rotated_mnist"
             content = result(seed, 0.5, experiment=name, target_domain="75", accuracy={"75": accuracy})
             content["oracle_accuracy"] = content["accuracy"]
-            results.keep(run_folder(tmp_path / f"{name}{seed}", content), tmp_path / "kept")
+            folder = run_folder(tmp_path / f"{name}{seed}", content)
+            (folder / "metrics.jsonl").write_text("")
+            results.keep(folder, tmp_path / "kept")
     # +2 and -1: mean 0.5, deviation √4.5; seed 2 has nothing to be compared with
     assert "| 75 | +0.50 ± 2.12 | +2.00, -1.00 |" in results.page(tmp_path / "kept")
 
