@@ -1,5 +1,6 @@
 """Curves and feature embeddings as PNG."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -64,40 +65,46 @@ def curves(output_dir):
         pyplot.close(figure)
 
 
-def collect_features(cell, test_sets, count=500):
-    """{domain: (features (n, D), labels (n,))} of up to `count` test images each, in evaluation mode."""
-    collected = {}
+def collect_features(cell, test_sets, count=2000):
+    """{domain: (features (n, D), labels (n,))} of about `count` test images in all, in evaluation mode.
+
+    As many of each domain, 500 at most.
+    """
+    collected, each = {}, min(500, max(1, count // max(1, len(test_sets))))
     with evaluating(cell.network):
         for domain, loader in test_sets.items():
             images, labels = next(iter(loader))
-            features = cell.features(ms.Tensor.from_numpy(np.ascontiguousarray(images[:count])))
+            features = cell.features(ms.Tensor.from_numpy(np.ascontiguousarray(images[:each])))
             if features is not None:
-                collected[domain] = (features.asnumpy(), np.asarray(labels[:count]))
+                collected[domain] = (features.asnumpy(), np.asarray(labels[:each]))
     return collected
 
 
 def embedding(before, after, path):
     """Draw t-SNE embeddings (van der Maaten & Hinton 2008) of all domains' features, before | after.
 
-    Colour is the class, marker the domain.
+    Above, colour is the class; below, it is the domain. The marker is the domain in both.
     """
     from sklearn.manifold import TSNE
 
     pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 6))
-    for axes, collected, title in zip(
-        panels, (before, after), ("before training", "after training"), strict=True
-    ):
+    figure, rows = pyplot.subplots(2, 2, figsize=(13, 12))
+    titles = "before training", "after training"
+    for (by_class, by_domain), collected, title in zip(rows.T, (before, after), titles, strict=True):
         features = np.concatenate([features for features, _ in collected.values()])
         perplexity = min(30, (len(features) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+        highest = max(1, max(labels.max() for _, labels in collected.values()))
         begin = 0
-        for marker, (domain, (part, labels)) in zip("ox^svD", collected.items(), strict=False):
+        for marker, (domain, (part, labels)) in zip(itertools.cycle("ox^svD*P"), collected.items()):  # noqa: B905 - endless
             own = points[begin : begin + len(part)]
-            axes.scatter(own[:, 0], own[:, 1], c=labels, cmap="tab10", s=9, marker=marker, label=domain)
+            style = {"s": 9, "marker": marker, "label": domain}
+            by_class.scatter(own[:, 0], own[:, 1], c=labels, cmap="tab10", vmin=0, vmax=highest, **style)
+            by_domain.scatter(own[:, 0], own[:, 1], **style)
             begin += len(part)
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.legend()
+        for axes, kind in ((by_class, "class"), (by_domain, "domain")):
+            axes.set(title=f"{title}, colour: {kind}", xticks=[], yticks=[])
+            axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)

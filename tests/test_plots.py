@@ -1,0 +1,56 @@
+"""Figures: embeddings of any number of domains, and MASF's accuracy beside DeepAll's."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks import generalisation_curves
+from model_utils.errors import UserError
+from src import plots
+
+
+def test_embedding_draws_every_domain(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    domains = {f"domain{n}": (rng.normal(size=(5, 3)), rng.integers(0, 4, 5)) for n in range(9)}
+    seen = []
+    pyplot = plots._pyplot()
+    scatter = pyplot.Axes.scatter
+
+    def recorded(axes, *values, **style):
+        seen.append(style["label"])
+        return scatter(axes, *values, **style)
+
+    monkeypatch.setattr(pyplot.Axes, "scatter", recorded)
+    plots.embedding(domains, domains, tmp_path / "features.png")
+    assert sorted(seen) == sorted(4 * list(domains))  # before and after, by class and by domain
+    assert cv2.imread(str(tmp_path / "features.png")).std() > 5
+
+
+def run(folder, steps, **accuracies):
+    folder.mkdir(parents=True)
+    rows = [
+        {"kind": "test", "phase": "p", "step": step, "seconds": 1.0}
+        | {f"{domain}_accuracy": values[index] for domain, values in accuracies.items()}
+        for index, step in enumerate(steps)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "result.json").write_text("{}")
+
+
+def test_curves_are_means_over_seeds_and_source_domains(tmp_path):
+    run(tmp_path / "masf-b-0", (5, 10), a=(0.5, 0.7), c=(0.7, 0.9), b=(0.1, 0.2))
+    run(tmp_path / "masf-b-1", (5, 10), a=(0.5, 0.7), c=(0.5, 0.7), b=(0.3, 0.6))
+    run(tmp_path / "masf-a-0", (5, 10), a=(0.0, 0.0), b=(0.0, 0.0), c=(0.0, 0.0))
+    steps, source, target, count = generalisation_curves.averaged(tmp_path, "masf", "b")
+    assert steps.tolist() == [5, 10] and count == 2
+    np.testing.assert_allclose([source, target], [[0.55, 0.75], [0.2, 0.4]])
+    with pytest.raises(UserError, match="deepall-b-<seed>"):
+        generalisation_curves.draw(tmp_path, "b", tmp_path / "x.png")
+    run(tmp_path / "deepall-b-0", (5,), a=(0.5,), c=(0.5,), b=(0.5,))
+    generalisation_curves.draw(tmp_path, "b", tmp_path / "x.png")
+    assert cv2.imread(str(tmp_path / "x.png")).std() > 5
+    run(tmp_path / "deepall-b-1", (7,), a=(0.5,), c=(0.5,), b=(0.5,))
+    with pytest.raises(UserError, match="different iterations"):
+        generalisation_curves.draw(tmp_path, "b", tmp_path / "x.png")
