@@ -15,17 +15,17 @@ import numpy as np
 from mindspore import nn, ops
 
 from model_utils import checkpoint
-from model_utils.config import Key
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from src import noise
 from src.data import augment, pairs
-from src.losses import accuracy, cross_entropy, prediction_entropy
 from src.networks.adda import Discriminator, LeNet
 from src.ops import accelerate
 from src.optim import adam, set_learning_rate, uniquely_named
-from src.schedules import ONE_CYCLE, reversal_strength, schedule
+from src.schedules import reversal_strength, schedule
 from src.train_cells import Phase, TrainCell
+from src.train_cells._adda_keys import ALIASES, KEYS  # noqa: F401 - part of a method's interface
+from src.train_cells._adda_losses import TERMS, AdaptLoss, SourceLoss, WarmUpLoss
 
 log = logging.getLogger("run")
 
@@ -33,57 +33,6 @@ SOURCE, WARM_UP, ADAPT = "source", "discriminator", "adapt"
 SAMPLED = {"mnist": 2000, "usps": 1800}  # training images of protocol `sampled` (section 5.1 of the paper)
 CHANNELS = 1
 ADVERSARIAL_BETA1 = 0.5
-TERMS = ("discriminator_loss", "mapping_loss", "class_loss", "entropy", "consistency", "domain_accuracy")
-
-KEYS = {
-    **pairs.keys("mnist", "data/mnist", "usps", "data/usps"),
-    "split": Key("train", "split trained on; accuracy is always that of the test split", choices=("train",)),
-    "protocol": Key(
-        "full",
-        "full: all training images; sampled: 2,000 of MNIST and 1,800 of USPS, drawn by seed",
-        choices=("full", "sampled"),
-    ),
-    "validation_size": Key(0, "images held out of each domain's training split for figures", low=0),
-    "model": Key("lenet", "network of both domains", choices=("lenet",)),
-    "input_norm": Key(
-        "none",
-        "instance: each image to mean 0 and deviation 1; none: only [0, 1] to [-1, 1]",
-        choices=("none", "instance"),
-    ),
-    "batch_size": Key(128, "images per domain, step and process; export.py: fixed batch size", low=1),
-    "iterations": Key(10000, "steps of training the source network", low=0),
-    "adversary_iterations": Key(10000, "adversarial steps; 0: source only", low=0),
-    "discriminator_iterations": Key(0, "steps before them that train only the discriminator", low=0),
-    "steps_per_epoch": Key(
-        1000, "steps between evaluations and checkpoints (this method counts iterations, not epochs)", low=1
-    ),
-    "source_ckpt_file": Key("", "checkpoint or run folder of a trained source network, in place of training"),
-    "solver": Key("adam", "optimizer of both phases", choices=("adam", "sgd")),
-    "momentum": Key(0.99, "momentum of solver sgd", low=0, below=1),
-    "lr": Key(0.001, "learning rate of source training (peak, if scheduled)", above=0),
-    "adversary_lr": Key(0.0002, "learning rate of adversarial training (peak, if scheduled)", above=0),
-    "lr_schedule": Key("constant", "learning rate over a phase", choices=("constant", ONE_CYCLE)),
-    "weight_decay": Key(2.5e-5, "L2 penalty of source training", low=0, below=1),
-    "mapping_weight": Key(1.0, "weight of the target network's adversarial loss", low=0),
-    "class_weight": Key(
-        0.0, "weight of the class loss on source images that the target network keeps", low=0
-    ),
-    "entropy_weight": Key(0.0, "weight (times λ) of the entropy of the target predictions", low=0),
-    "consistency_weight": Key(
-        0.0, "weight (times λ) of the loss of augmented target images against confident predictions", low=0
-    ),
-    "consistency_augment": Key("affine", "that augmentation", choices=augment.CHOICES[1:]),
-    "confidence": Key(0.9, "probability from which a prediction counts as confident", low=0, below=1),
-    "gamma": Key(10.0, "how fast λ(p) = 2/(1+exp(-gamma·p)) - 1 grows over adversarial training", low=0),
-}
-
-# Names that users of the published code know, and the keys they stand for.
-ALIASES = {
-    "dataset": "source_dataset_name",
-    "output": "output_dir",
-    "display": "log_interval",
-    "snapshot": "save_checkpoint_steps",
-}
 
 
 def build_network(config):
@@ -128,105 +77,6 @@ def draw(split, name, protocol, seed):
         )
     chosen = np.sort(noise.generator(seed, f"protocol {key}").permutation(count)[: SAMPLED[key]])
     return type(split)(split.images[chosen], split.labels[chosen])
-
-
-class SourceLoss(nn.Cell):
-    """Cross-entropy of the class logits (nats, mean over the batch) and their accuracy."""
-
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, images, labels):
-        logits = self.network(images)
-        return cross_entropy(logits, labels), accuracy(logits, labels)
-
-
-class DiscriminatorLoss(nn.Cell):
-    """Cross-entropy of the domain logits over both batches (equation 7 of the paper), and their accuracy.
-
-    Inputs: class logits of source and target images, (N, 10) each, that get no gradient; domains, int32
-    (2N,), N zeros, then N ones.
-    """
-
-    def __init__(self, discriminator):
-        super().__init__(auto_prefix=False)
-        self.discriminator = discriminator
-
-    def construct(self, source_logits, target_logits, domains):
-        rows = ops.stop_gradient(ops.concat((source_logits, target_logits)))
-        logits = self.discriminator(rows)
-        return cross_entropy(logits, domains), accuracy(logits, domains)
-
-
-class WarmUpLoss(nn.Cell):
-    """The discriminator's loss of one source and one target batch, both networks at rest."""
-
-    def __init__(self, network, source_network, discriminator):
-        super().__init__(auto_prefix=False)
-        self.network, self.source_network = network, source_network
-        self.loss = DiscriminatorLoss(discriminator)
-
-    def construct(self, source, target, domains):
-        return self.loss(self.source_network(source), self.network(target), domains)
-
-
-class AdaptLoss(nn.Cell):
-    """All losses of one simultaneous update.
-
-    The discriminator's loss reaches only the discriminator. Everything else reaches only the target network:
-    the mapping loss, i.e. the cross-entropy of the target's domain logits against "source" (equation 8), and
-    where their weights are not 0 the class loss on source images, the entropy of the target predictions
-    (Grandvalet & Bengio 2004) and the cross-entropy of strongly augmented target images against the confident
-    predictions of the target images themselves (Sohn et al. 2020, arXiv 2001.07685).
-
-    Inputs: source, target, strong: images (N, 1, 28, 28), `strong` being the augmented target; labels (N,);
-    domains (2N,), zeros then ones; weights (4,): of mapping, class, entropy and consistency loss.
-
-    Returns the total and the scalars named in TERMS.
-    """
-
-    def __init__(self, network, source_network, discriminator, config):
-        super().__init__(auto_prefix=False)
-        self.network, self.source_network, self.discriminator = network, source_network, discriminator
-        self.discriminator_loss = DiscriminatorLoss(discriminator)
-        self.use_class, self.use_entropy = config.class_weight > 0, config.entropy_weight > 0
-        self.use_consistency, self.confidence = config.consistency_weight > 0, config.confidence
-
-    def _forward(self, source, target, strong):
-        """Logits of what is needed, target rows first, in one pass (there is no batch normalisation)."""
-        rows = (target,)
-        if self.use_class:
-            rows = rows + (source,)
-        if self.use_consistency:
-            rows = rows + (strong,)
-        return self.network(ops.concat(rows) if len(rows) > 1 else target)
-
-    def _consistency(self, weak_logits, strong_logits):
-        probabilities = ops.stop_gradient(ops.softmax(weak_logits, 1))
-        confident = ops.cast(ops.amax(probabilities, 1) >= self.confidence, ms.float32)
-        guess = ops.cast(ops.argmax(probabilities, 1), ms.int32)
-        return ops.mean(confident * ops.cross_entropy(strong_logits, guess, reduction="none"))
-
-    def construct(self, source, labels, target, strong, domains, weights):
-        half = labels.shape[0]
-        logits = self._forward(source, target, strong)
-        target_logits = logits[:half]
-        discriminator_loss, domain_accuracy = self.discriminator_loss(
-            self.source_network(source), target_logits, domains
-        )
-        mapping_loss = cross_entropy(self.discriminator.frozen(target_logits), domains[:half])
-        class_loss = entropy = consistency = ops.zeros_like(mapping_loss)
-        if self.use_class:
-            class_loss = cross_entropy(logits[half : 2 * half], labels)
-        if self.use_entropy:
-            entropy = prediction_entropy(target_logits)
-        if self.use_consistency:
-            consistency = self._consistency(target_logits, logits[-half:])
-        terms = (mapping_loss, class_loss, entropy, consistency)
-        total = discriminator_loss + weights[0] * terms[0] + weights[1] * terms[1]
-        total = total + weights[2] * terms[2] + weights[3] * terms[3]
-        return total, (discriminator_loss, *terms, domain_accuracy)
 
 
 class AddaTrainCell(TrainCell):
