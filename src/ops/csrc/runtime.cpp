@@ -35,6 +35,7 @@ void check(int status, const char *what) {
 }
 
 namespace {
+constexpr int kSpins = 2000;  // about 0.1 ms
 thread_local bool inside = false;  // the calling thread runs a part of a parallel section
 
 // A few threads that wait, first spinning for a moment (a step is many short sections in a row), then asleep.
@@ -69,7 +70,10 @@ class Pool : public dnnl::threadpool_interop::threadpool_iface {
         }
         if (sleeping_.load() > 0) wake_.notify_all();
         take(*job);
-        while (job->left.load(std::memory_order_acquire) > 0) _mm_pause();
+        // On a busy machine the thread that has the last part may have lost its core: then give it this one.
+        for (int spins = 0; job->left.load(std::memory_order_acquire) > 0; ++spins) {
+            spins < kSpins ? _mm_pause() : std::this_thread::yield();
+        }
         if (job->error) std::rethrow_exception(job->error);
     }
 
