@@ -6,8 +6,10 @@ source and batch_size target images on every process.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,7 +34,10 @@ def rate(processes, folder, steps, batch_size):
     keys = {**KEYS, "output_dir": folder, "steps_per_epoch": steps, "batch_size": batch_size}
     words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     command = ["bash", str(ROOT / "scripts/run_train_cpu.sh"), str(processes), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The script takes `python` from the path, unless the repository has an environment of its own.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"{' '.join(command)} failed ({done.returncode}): {last}")
