@@ -94,11 +94,11 @@ def find_images(words):
 
 
 def show_images(model, options):
-    """Print the best classes of each image; UserError at the end if some could not be read."""
+    """Print the best classes of each image file; UserError at the end if some could not be read."""
     from src import inference
     from src.data._image_reader import ImageReader
 
-    files, names = find_images(options.images), None
+    files, names = options.images, None
     reader, first = ImageReader(files), True
     for index, logits in inference.predictions(model, reader, options.batch_size):
         if first:
@@ -203,7 +203,7 @@ def log(line):
 def main():
     options = arguments()
     if options.images:
-        find_images(options.images)  # before a model is loaded in vain
+        options.images = find_images(options.images)  # before a model is loaded in vain
     from src import model_files
 
     logging.getLogger("run").addHandler(logging.StreamHandler(sys.stderr))

@@ -7,11 +7,10 @@ Prints the median over the rounds of each and their ratio. Arguments are keys of
 import os
 import statistics
 import sys
-import time
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import measure, report
 from model_utils import cli
 
 BATCH, ROUNDS, STEPS = 128, 3, 200
@@ -70,14 +69,6 @@ def torch_step():
     return lambda: update(source, target)
 
 
-def timed(step):
-    """Seconds that STEPS steps take."""
-    begun = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return time.perf_counter() - begun
-
-
 def main():
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
@@ -85,7 +76,7 @@ def main():
     ours, theirs = our_step(sys.argv[1:]), torch_step()
     for _ in range(5):
         ours(), theirs()
-    pairs = [(timed(ours), timed(theirs)) for _ in range(ROUNDS)]
+    pairs = [(measure.seconds(ours, STEPS), measure.seconds(theirs, STEPS)) for _ in range(ROUNDS)]
     seconds, torch_seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"ADDA, {STEPS} adversarial steps, batch {BATCH}+{BATCH}, median of {ROUNDS} alternating pairs")
     report.ratio(f"ADDA, {STEPS} adversarial steps", seconds, torch_seconds, "s", digits=2)

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -88,12 +87,6 @@ def run(method, name, target, seed, folder, keys):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def spread(values, digits=2, sign=""):
-    """'93.1 ± 0.4' of values in percent; the deviation is the sample's."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
-
-
 def table(accuracies, targets, methods):
     """Lines of a Markdown table.
 
@@ -104,10 +97,10 @@ def table(accuracies, targets, methods):
     lines = [f"| left out | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for target in targets:
         percent = {method: [100 * value for value in accuracies[method, target]] for method in methods}
-        cells = [spread(percent[method]) for method in methods]
+        cells = [report.spread(percent[method]) for method in methods]
         if compared:
             gains = [ours - plain for ours, plain in zip(*(percent[m] for m in METHODS), strict=True)]
-            cells += [spread(gains, sign="+"), ", ".join(f"{gain:+.2f}" for gain in gains)]
+            cells += [report.spread(gains, sign="+"), ", ".join(f"{gain:+.2f}" for gain in gains)]
         lines.append(f"| {target} | {' | '.join(cells)} |")
     return lines
 
@@ -119,7 +112,7 @@ def summarise(name, accuracies, targets, methods):
     for target in targets:
         for method in methods:
             values = [100 * value for value in accuracies[method, target]]
-            report.figure(f"{name}, {target} left out, {method}", spread(values), "%")
+            report.figure(f"{name}, {target} left out, {method}", report.spread(values), "%")
 
 
 def parse(argv):

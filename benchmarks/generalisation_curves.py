@@ -10,22 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.generalisation import METHODS
 from model_utils import cli
 from model_utils.errors import UserError
-from model_utils.run_log import read_metrics
 
 LINES = {"source": "--", "target": "-"}
 
 
 def curve(folder, target):
     """(iterations (n,), mean accuracy on the source domains (n,), accuracy on `target` (n,)) of one run."""
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "test"]
-    named = [
-        {k.removesuffix("_accuracy"): v for k, v in row.items() if k.endswith("_accuracy")} for row in rows
-    ]
+    rows = results.test_rows(folder)
+    named = [accuracies for *_, accuracies in rows]
     sources = [np.mean([value for domain, value in row.items() if domain != target]) for row in named]
-    return np.array([row["step"] for row in rows]), np.array(sources), np.array([r[target] for r in named])
+    return np.array([step for _, step, *_ in rows]), np.array(sources), np.array([r[target] for r in named])
 
 
 def averaged(folder, method, target):

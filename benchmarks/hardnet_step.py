@@ -9,15 +9,13 @@ times the forward pass in evaluation mode instead. Needs PyTorch (CPU), which th
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 
 import numpy as np
 
 from benchmarks import positive, report
+from benchmarks.measure import Other, resident, timed
 from model_utils import cli
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 6e-5
@@ -100,20 +98,6 @@ def load(model, network):
     assert not extra and all(name.endswith("num_batches_tracked") for name in missing), (missing, extra)
 
 
-def timed(step, steps):
-    """Milliseconds a step, over `steps` of them."""
-    begun = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begun) / steps * 1000
-
-
-def resident(field):
-    """Megabytes of this process: VmRSS now, VmHWM at its peak."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
-
-
 def serve(options):
     """A process of its own: every line on standard input is answered by the milliseconds of some steps.
 
@@ -131,45 +115,19 @@ def serve(options):
         print(json.dumps(timed(step, options.steps)), flush=True)
 
 
-class Other:
-    """Asks such a process."""
-
-    def __init__(self, side, options, **environment):
-        command = [sys.executable, "-m", "benchmarks.hardnet_step", "--serve", side]
-        command += ["--variant", options.variant, "--size", str(options.size), "--batch", str(options.batch)]
-        command += ["--steps", str(options.steps), *(["--inference"] if options.inference else [])]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "GLOG_v": "3", **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.memory = self._read()
-
-    def _read(self):
-        while line := self.process.stdout.readline():
-            try:
-                return json.loads(line)
-            except json.JSONDecodeError:
-                continue  # something MindSpore printed
-        raise RuntimeError("the other process ended early")
-
-    def milliseconds(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+def other_process(side, options, **environment):
+    """One that runs `serve`; its first answer is its memory."""
+    words = ["-m", "benchmarks.hardnet_step", "--serve", side]
+    words += ["--variant", options.variant, "--size", str(options.size), "--batch", str(options.batch)]
+    words += ["--steps", str(options.steps), *(["--inference"] if options.inference else [])]
+    return Other(words, **environment)
 
 
 def peak_memory(side, options):
     """(before the network is built, peak) in megabytes, of a process that makes a few steps."""
-    other = Other(side, options)
+    other = other_process(side, options)
     other.close()
-    return other.memory
+    return other.first
 
 
 def main():
@@ -193,8 +151,8 @@ def main():
     losses = np.array([(ours(), theirs()) for _ in range(WARM_UP)])
     plain = None
     if options.plain:
-        plain = Other("ours", options, DA_CPU_OPS="0")
-        sides["plain"] = plain.milliseconds
+        plain = other_process("ours", options, DA_CPU_OPS="0")
+        sides["plain"] = plain.ask
     rounds = [[measure() for measure in sides.values()] for _ in range(options.rounds)]
     medians = dict(zip(sides, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
@@ -212,7 +170,7 @@ def main():
         report.figure(f"{name}, peak memory, {side}", f"{peak:.0f}", "MB")
         print(f"  {peak - before:.0f} MB of it after the imports")
     if plain is not None:
-        _, peak = plain.memory
+        _, peak = plain.first
         plain.close()
         report.figure(f"{name}, peak memory, plain operators", f"{peak:.0f}", "MB")
     return None

@@ -10,14 +10,13 @@ Needs PyTorch (CPU), which the project itself does not.
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import time
 
 import numpy as np
 
 from benchmarks import positive
+from benchmarks.measure import Other
 from model_utils import cli
 
 
@@ -132,35 +131,6 @@ def serve_plain():
         print(json.dumps(milliseconds(runners[name])), flush=True)
 
 
-class Plain:
-    """Asks the process without the operator."""
-
-    def __init__(self):
-        command = [sys.executable, "-m", "benchmarks.layers", "--serve-plain"]
-        environment = {**os.environ, "DA_CPU_OPS": "0", "GLOG_v": "3"}
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.line = self._read()
-
-    def _read(self):
-        while line := self.process.stdout.readline():
-            try:
-                return json.loads(line)
-            except json.JSONDecodeError:
-                continue  # something MindSpore printed
-        raise RuntimeError("the process without the operator ended early")
-
-    def milliseconds(self, name):
-        self.process.stdin.write(name + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-
 def largest_difference(ours, theirs):
     """Of all gradients, relative to each one's largest magnitude; the first entries are loss and output."""
     pairs = [(a.asnumpy(), b.detach().numpy()) for a, b in zip(ours[1:], theirs[1:], strict=True)]
@@ -185,18 +155,15 @@ def main():
 
     print(ops.prepare())
     torch.set_num_threads(_library.threads())
-    plain = Plain()
-    print(f"without: {plain.line}\nPyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    plain = Other(["-m", "benchmarks.layers", "--serve-plain"], DA_CPU_OPS="0")
+    print(f"without: {plain.first}\nPyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
     heads = f"{'with':>9}{'without':>9}{'PyTorch':>9}{'with:PyT.':>10}{'difference':>12}"
     print(f"{'forward + backward, ms':40}{heads}")
     for name in options.only or LAYERS:
         ours, theirs = mindspore_runner(LAYERS[name]), torch_runner(LAYERS[name])
         difference = largest_difference(ours(), theirs())
         times = np.array(
-            [
-                [milliseconds(ours), plain.milliseconds(name), milliseconds(theirs)]
-                for _ in range(options.rounds)
-            ]
+            [[milliseconds(ours), plain.ask(name), milliseconds(theirs)] for _ in range(options.rounds)]
         )
         a, b, c = np.median(times, axis=0)
         print(f"{name:40}{a:9.1f}{b:9.1f}{c:9.1f}{a / c:10.2f}{difference:12.1e}", flush=True)

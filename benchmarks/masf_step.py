@@ -10,13 +10,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 
 import numpy as np
 
 from benchmarks import positive, report
+from benchmarks.measure import Other, resident, timed
 from model_utils import cli, config
 
 DEFAULT = "configs/masf_rotated_mnist.yaml"
@@ -96,25 +95,11 @@ def torch_step(settings):
 SIDES = {"ours": our_step, "PyTorch": torch_step}
 
 
-def timed(step, steps):
-    """Milliseconds a step, over `steps` of them."""
-    begun = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begun) / steps * 1000
-
-
-def resident(field):
-    """Megabytes of this process: VmRSS now, VmHWM at its peak."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
-
-
 def memory(side, order, words):
     """Peak memory in megabytes of a process that plays three episodes on one side."""
-    command = [sys.executable, "-m", "benchmarks.masf_step", "--memory", side, "--order", order, *words]
-    done = subprocess.run(command, cwd=config.ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    other = Other(["-m", "benchmarks.masf_step", "--memory", side, "--order", order, *words])
+    other.close()
+    return other.first
 
 
 def measure(order, options, words):

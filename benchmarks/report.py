@@ -6,6 +6,7 @@ adds a JSON line to it; `python -m benchmarks` does that for every benchmark it 
 
 import json
 import os
+import statistics
 import sys
 
 VARIABLE = "BENCHMARK_FIGURES"
@@ -31,3 +32,9 @@ def ratio(name, ours, theirs, unit, digits=1):
     figure(f"{name}, ours", f"{ours:.{digits}f}", unit)
     figure(f"{name}, PyTorch", f"{theirs:.{digits}f}", unit)
     figure(f"{name}, ours : PyTorch", f"{ours / theirs:.2f}")
+
+
+def spread(values, digits=2, sign=""):
+    """'93.10 ± 0.40', mean and standard deviation of the sample; without the latter for one value."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.report import spread
 from model_utils import cli
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
@@ -39,7 +40,7 @@ FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
 TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
 
 
-def _metrics(folder):
+def test_rows(folder):
     """Test rows of a run: [phase, step, seconds, {domain: accuracy}]."""
     rows = []
     for row in read_metrics(Path(folder) / "metrics.jsonl"):
@@ -59,7 +60,7 @@ def keep(folder, kept=KEPT):
     if not source.is_file():
         raise UserError(f"{folder}: holds no result.json; give folders of finished runs")
     result = json.loads(source.read_text(encoding="utf-8"))
-    result["test"] = _metrics(folder)
+    result["test"] = test_rows(folder)
     # Where someone's data lie says nothing to others: of an absolute path only the last name is kept.
     result["command"] = re.sub(r"(?<=[\s=])/\S*/", "", result.get("command", ""))
     parts = [result["experiment"], result.get("target_domain"), f"seed{result['seed']}"]
@@ -89,8 +90,7 @@ def figures(kept=KEPT):
 
 def percent(values):
     """'92.75 ± 0.30 %' of accuracies in [0, 1]; without the deviation if there is one value only."""
-    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{deviation} %"
+    return f"{spread([100 * value for value in values])} %"
 
 
 def source_only(result):
@@ -134,10 +134,7 @@ def _gain(entry, target, groups):
     gains = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not gains:
         return f"| {target} | not run | |"
-    deviation = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
-    return (
-        f"| {target} | {statistics.mean(gains):+.2f}{deviation} | {', '.join(f'{g:+.2f}' for g in gains)} |"
-    )
+    return f"| {target} | {spread(gains, sign='+')} | {', '.join(f'{g:+.2f}' for g in gains)} |"
 
 
 def _gains(entry, groups):

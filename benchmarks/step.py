@@ -11,11 +11,11 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import numpy as np
 
 from benchmarks import report
+from benchmarks.measure import timed
 from model_utils import cli
 
 BATCH, ROUNDS, STEPS = 64, 5, 10
@@ -70,14 +70,6 @@ def torch_step(settings):
     source, labels, target = arrays()
     tensors = torch.from_numpy(source), torch.from_numpy(labels).long(), torch.from_numpy(target)
     return lambda: update(*tensors, 0.5)
-
-
-def timed(step, steps):
-    """Milliseconds a step, over `steps` of them."""
-    begun = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begun) / steps * 1000
 
 
 def alone(environment, extra, steps):

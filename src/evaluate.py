@@ -99,6 +99,12 @@ def evaluator(network, config, device):
     return kind(network, config, device)
 
 
+def held_out_accuracies(evaluator, loaders):
+    """{"held_out_<domain>_accuracy": value} of {domain: loader}; {} for None."""
+    accuracies = evaluator.accuracies(loaders or {})
+    return {f"held_out_{domain}_accuracy": value for domain, value in accuracies.items()}
+
+
 def _filled(loader):
     """The loader's batches, the last one filled up with zero images, its labels as few as they were.
 

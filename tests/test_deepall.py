@@ -167,22 +167,12 @@ def compare(*words, program=("-m", "benchmarks.generalisation")):
     )
 
 
+ONE = ("rotated_mnist", "--methods", "deepall", "--targets", 25)
 SHORT = ("--domain_set", "demo", "--train_iterations", 2, "--eval_batch_size", 300, "--device_target", "CPU")
 
 
 def test_the_comparison_runs_the_commands_keeps_their_results_and_repeats_none(tmp_path):
-    words = (
-        "rotated_mnist",
-        "--methods",
-        "deepall",
-        "--targets",
-        25,
-        "--seeds",
-        3,
-        "--folder",
-        tmp_path / "kept",
-    )
-    words += ("--train_size_per_domain", 0)
+    words = (*ONE, "--seeds", 3, "--folder", tmp_path / "kept", "--train_size_per_domain", 0)
     first = compare(*words, *SHORT)
     assert first.returncode == 0, first.stderr
     result = json.loads((tmp_path / "kept" / "deepall-25-3" / "result.json").read_text())
@@ -208,17 +198,7 @@ def test_the_comparison_refuses_bad_input_in_one_line(words, parts):
 
 
 def test_a_failing_run_stops_the_comparison(tmp_path):
-    words = (
-        "rotated_mnist",
-        "--methods",
-        "deepall",
-        "--targets",
-        25,
-        "--folder",
-        tmp_path,
-        "--batch_size",
-        9999,
-    )
+    words = (*ONE, "--folder", tmp_path, "--batch_size", 9999)
     done = compare(*words, *SHORT, "--train_size_per_domain", 0)
     assert done.returncode == 2 and "batch_size: 9999" in done.stderr and "status 2" in done.stderr
     assert "Traceback" not in done.stderr

@@ -94,7 +94,7 @@ class Folders(DomainSet):
                 folder = self.root / domain / name
                 found = sorted(os.listdir(folder)) if folder.is_dir() else []
                 images = [file for file in found if file.lower().endswith(SUFFIXES) and file[0] != "."]
-                other += [f"{name}/{file}" for file in found if file not in set(images)]
+                other += [f"{name}/{file}" for file in sorted(set(found) - set(images))]
                 paths += [f"{name}/{file}" for file in images]
                 labels += [label] * len(images)
                 if not images and not self.allow_missing_classes:

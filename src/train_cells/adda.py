@@ -12,7 +12,7 @@ import logging
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import ops
 
 from model_utils import checkpoint
 from model_utils.device import gradient_reducer, jit
@@ -21,7 +21,7 @@ from src import noise
 from src.data import augment, pairs
 from src.networks.adda import Discriminator, LeNet
 from src.ops import accelerate
-from src.optim import adam, set_learning_rate, uniquely_named
+from src.optim import adam, momentum, set_learning_rate
 from src.schedules import reversal_strength, schedule
 from src.train_cells import Phase, TrainCell
 from src.train_cells._adda_keys import ALIASES, KEYS  # noqa: F401 - part of a method's interface
@@ -131,8 +131,7 @@ class AddaTrainCell(TrainCell):
         weights, name = cell.trainable_params(), f"{self.config.solver}_{name}"
         if self.config.solver == "adam":
             return adam(name, weights, lr, weight_decay, beta1)
-        momentum = nn.Momentum(weights, lr, self.config.momentum, weight_decay=weight_decay)
-        return uniquely_named(momentum, name)
+        return momentum(name, weights, lr, self.config.momentum, weight_decay)
 
     def _compile(self):
         config, network, discriminator = self.config, self.network, self.discriminator

@@ -106,12 +106,14 @@ class DannTrainCell(TrainCell):
             PretrainLoss(self.network), None, generator_weights, has_aux=True
         )
         use_entropy = config.entropy_weight > 0
-        reversal = config.adversary == "reversal"
+        self.reversal = config.adversary == "reversal"
         self.conditioning = Conditioning(config.seed, FEATURES) if config.conditional else None
         loss = AdversarialLoss(
-            self.network, self.domain_classifier, joint, use_entropy, not reversal, self.conditioning
+            self.network, self.domain_classifier, joint, use_entropy, not self.reversal, self.conditioning
         )
-        trained = generator_weights + self._weights("domain_classifier") if reversal else generator_weights
+        trained = (
+            generator_weights + self._weights("domain_classifier") if self.reversal else generator_weights
+        )
         self.adversarial_grad = ms.value_and_grad(loss, None, trained, has_aux=True)
         self.discriminator_grad = ms.value_and_grad(
             DiscriminatorLoss(self.network, self.domain_classifier, joint),
@@ -124,8 +126,7 @@ class DannTrainCell(TrainCell):
             self.smoothness = VirtualAdversary(self.network, generator_weights, config.vat_radius)
         self.sizes = {name: len(part.trainable_params()) for name, part in parts.items()}
         self._pretrain = jit(self._pretrain_update, config)
-        self._reverse = jit(self._reversal_update, config)
-        self._generate = jit(self._generator_update, config)
+        self._adversarial = jit(self._adversarial_update, config)
         self._discriminate = jit(self._discriminator_update, config)
         self.validation = Validation(self.network, self.domain_classifier, self.conditioning, config)
 
@@ -154,26 +155,18 @@ class DannTrainCell(TrainCell):
         cost, added = self.smoothness.loss_and_gradients(images[start.shape[0] :], start)
         return total + weight * cost, (*scalars, cost), add_scaled(gradients, weight, added)
 
-    def _reversal_update(
+    def _adversarial_update(
         self, images, labels, domains, keep_map, keep_hidden, reverse, weights, start, smooth
     ):
+        """Of the generator; with the reversal layer the discriminator's gradients come along."""
         (total, scalars), gradients = self.adversarial_grad(
             images, labels, domains, keep_map, keep_hidden, reverse, weights
         )
         count = self.sizes["backbone"] + self.sizes["class_classifier"]
         total, scalars, of_generator = self._smooth(total, scalars, gradients[:count], images, start, smooth)
         self._apply_generator(of_generator)
-        self._apply_discriminator(gradients[count:])
-        return total, scalars
-
-    def _generator_update(
-        self, images, labels, domains, keep_map, keep_hidden, reverse, weights, start, smooth
-    ):
-        (total, scalars), gradients = self.adversarial_grad(
-            images, labels, domains, keep_map, keep_hidden, reverse, weights
-        )
-        total, scalars, gradients = self._smooth(total, scalars, gradients, images, start, smooth)
-        self._apply_generator(gradients)
+        if self.reversal:
+            self._apply_discriminator(gradients[count:])
         return total, scalars
 
     def _discriminator_update(self, images, domains, keep_map):
@@ -230,15 +223,15 @@ class DannTrainCell(TrainCell):
         entropy = self.config.entropy_weight * strength
         arguments = (images, labels, self.domains, keep_map, keep_hidden)
         probe = self._probe(phase, target.shape, strength)
-        if self.config.adversary == "reversal":
+        if self.reversal:
             weights = ms.Tensor([1.0, entropy], ms.float32)
             reverse = ms.Tensor(strength, ms.float32)
-            total, scalars = self._reverse(*arguments, reverse, weights, *probe)
+            total, scalars = self._adversarial(*arguments, reverse, weights, *probe)
         else:
             discriminator_loss, domain_accuracy = self._discriminate(images, self.domains, keep_map)
             # The generator's own (inverted) domain loss is weighted here; nothing is reversed.
             weights = ms.Tensor([strength, entropy], ms.float32)
-            total, scalars = self._generate(*arguments, ms.Tensor(-1.0, ms.float32), weights, *probe)
+            total, scalars = self._adversarial(*arguments, ms.Tensor(-1.0, ms.float32), weights, *probe)
             scalars = (scalars[0], discriminator_loss, *scalars[2:4], domain_accuracy, *scalars[5:])
         names = ("class_loss", "domain_loss", "entropy", "class_accuracy", "domain_accuracy", "smoothness")
         return {"loss": total, **dict(zip(names[: len(scalars)], scalars, strict=True))}

@@ -10,7 +10,7 @@ import dataclasses
 
 from model_utils.config import Key
 from src.data import domains
-from src.evaluate import Evaluator, evaluating
+from src.evaluate import Evaluator, held_out_accuracies
 from src.networks import generalisation
 from src.train_cells import Phase
 from src.train_cells import _supervised as supervised
@@ -35,14 +35,8 @@ KEYS = {
 }
 
 
-def build_network(config):
-    """Image -> logits network, untrained: float32 (N, 3, S, S) in [0, 1] -> (N, classes)."""
-    return generalisation.build(config)
-
-
-def test_sets(config, device):
-    """{domain: loader over this process's share of its test images}; the domain left out comes last."""
-    return domains.test_sets(config, device)
+build_network = generalisation.build
+test_sets = domains.test_sets
 
 
 def build(config, device):
@@ -71,13 +65,7 @@ class DeepAllTrainCell(supervised.SupervisedTrainCell):
 
     def validate(self, phase):
         """{"held_out_<domain>_accuracy"} of each source domain; nothing of the domain left out."""
-        if not self.held_out:
-            return {}
-        with evaluating(self.network):
-            return {
-                f"held_out_{domain}_accuracy": self._evaluator.accuracy(loader)
-                for domain, loader in self.held_out.items()
-            }
+        return held_out_accuracies(self._evaluator, self.held_out)
 
     def features(self, images):
         """(N, 3, S, S) -> hidden layer (N, D)."""

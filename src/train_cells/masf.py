@@ -27,7 +27,7 @@ from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from src import noise
 from src.data import domains
-from src.evaluate import Evaluator, evaluating
+from src.evaluate import Evaluator, held_out_accuracies
 from src.networks import generalisation
 from src.networks.metric import MetricNetwork
 from src.ops import accelerate
@@ -78,14 +78,8 @@ ALIASES = {
 }
 
 
-def build_network(config):
-    """Image -> logits network, untrained: float32 (N, 3, S, S) in [0, 1] -> (N, classes)."""
-    return generalisation.build(config)
-
-
-def test_sets(config, device):
-    """{domain: loader over this process's share of its test images}; the domain left out comes last."""
-    return domains.test_sets(config, device)
+build_network = generalisation.build
+test_sets = domains.test_sets
 
 
 def build(config, device):
@@ -124,11 +118,13 @@ class MasfTrainCell(TrainCell):
         self.task_gradients = buffers("task_gradient", self.weights)
         self.meta_gradients = buffers("meta_gradient", self.weights)
         self.metric_gradients = buffers("metric_gradient", self.metric_weights)
-        self.optimizers = {
-            "task": adam("task", self.weights, config.outer_lr),
-            "meta": adam("meta", self.weights, config.meta_lr or config.outer_lr),
-            "metric": adam("metric", self.metric_weights, config.metric_lr),
+        self.rates = {
+            "task": config.outer_lr,
+            "meta": config.meta_lr or config.outer_lr,
+            "metric": config.metric_lr,
         }
+        trained = {"task": self.weights, "meta": self.weights, "metric": self.metric_weights}
+        self.optimizers = {name: adam(name, trained[name], rate) for name, rate in self.rates.items()}
         self.reduce = gradient_reducer(self.weights, self.device)
         self.reduce_metric = gradient_reducer(self.metric_weights, self.device)
         task = TaskLoss(self.network)
@@ -189,12 +185,7 @@ class MasfTrainCell(TrainCell):
         """One episode; returns the three losses, their weighted sum as "loss", and the outer rate."""
         config = self.config
         factor = schedule(config.lr_schedule, phase.step, phase.steps)
-        rates = {
-            "task": config.outer_lr,
-            "meta": config.meta_lr or config.outer_lr,
-            "metric": config.metric_lr,
-        }
-        for name, rate in rates.items():
+        for name, rate in self.rates.items():
             set_learning_rate(self.optimizers[name], rate * factor)
         order = self.episode(phase.step)
         train = self._tensors(batch, order[:-1], phase.step, "inner")
@@ -234,13 +225,7 @@ class MasfTrainCell(TrainCell):
 
     def validate(self, phase):
         """{"held_out_<domain>_accuracy"} of each source domain; nothing of the domain left out."""
-        if not self.held_out:
-            return {}
-        with evaluating(self.network):
-            return {
-                f"held_out_{domain}_accuracy": self._evaluator.accuracy(loader)
-                for domain, loader in self.held_out.items()
-            }
+        return held_out_accuracies(self._evaluator, self.held_out)
 
     def features(self, images):
         """(N, 3, S, S) -> the layer before the logits (N, D)."""
