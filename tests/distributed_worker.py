@@ -24,6 +24,7 @@ from src.losses import cross_entropy
 from tests import helpers
 
 BATCH = 6  # of each rank
+HARDNET_BATCH = 24  # as well
 COUNTS = (1, 2, 7, 301)
 
 
@@ -86,6 +87,28 @@ class Step:
     def plain(self, images, labels):
         _, values = self.grad(images, labels)
         return self.reduce(values)
+
+
+def update(place):
+    """Of HarDNet: one update by both ranks, and one on this rank alone that accumulates over both batches.
+
+    Batch normalisation uses each batch's own statistics either way, so that the two are the same sums.
+    """
+    keys = {"optimizer": "momentum", "lr_max": 0.01, "lr_decay_mode": "constant", "ema_decay": 0}
+    images = np.random.default_rng(7).standard_normal((2, HARDNET_BATCH, 3, 32, 32), np.float32)
+    labels = np.random.default_rng(8).integers(0, 6, (2, HARDNET_BATCH)).astype(np.int32)
+    found = {}
+    for name, where, parts in (("both", place, [place.rank]), ("alone", device.Device("CPU"), [0, 1])):
+        settings = helpers.tiny_config("hardnet", gradient_accumulation=len(parts), **keys)
+        cell = helpers.build(settings, where, seed=3)
+        cell.dropout = []  # its masks are drawn for each rank and part
+        cell.network.set_train(True)
+        before = {parameter.name: parameter.asnumpy().copy() for parameter in cell.network.trainable_params()}
+        batch = {"train": (np.concatenate(images[parts]), np.concatenate(labels[parts]))}
+        cell.train_step(cell.phases[0], batch)
+        for parameter in cell.network.trainable_params():
+            found[f"{name} {parameter.name}"] = parameter.asnumpy() - before[parameter.name]
+    return found
 
 
 def broadcast_of_all_types(place):
@@ -161,6 +184,7 @@ def main():
     arrays = {}
     for sync in (False, True):
         arrays |= {f"{'sync' if sync else 'plain'} {name}": v for name, v in gradients(place, sync).items()}
+    arrays |= {f"update {name}": value for name, value in update(place).items()}
     facts = {"types": broadcast_of_all_types(place), "failure": joint_failure(place)}
     facts["sum"] = place.all_sum(place.rank + 1, 2**23)
     facts["accuracies"] = accuracies(place)

@@ -55,6 +55,21 @@ def test_averaged_gradients_equal_those_of_the_joined_batch(ranks, normalisation
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+def test_two_processes_make_the_update_of_one_that_accumulates(ranks):
+    """HarDNet's whole step, its 224 parameters: N + N images on two ranks, and 2 x N on one."""
+    _, arrays, _ = ranks
+    for mine in arrays:
+        both, alone = of(mine, "update both "), of(mine, "update alone ")
+        assert both.keys() == alone.keys() and len(both) == 224
+        largest = max(np.abs(value).max() for value in alone.values())
+        assert largest > 1e-3
+        for name, value in alone.items():
+            np.testing.assert_allclose(both[name], value, rtol=0, atol=1e-6 * largest, err_msg=name)
+    one, other = (of(mine, "update both ") for mine in arrays)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
 def test_parameters_are_equal_on_both_ranks_after_training(ranks):
     """The ranks began with different ones. The domain classifier's running statistics are each rank's own."""
     _, (first, second), _ = ranks
