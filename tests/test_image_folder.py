@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from model_utils.errors import UserError
-from src.data import image_folder
+from src.data import _image_reader, image_folder
 from src.data._image_reader import ImageReader
 from src.data._prefetch import Prefetcher
 
@@ -95,6 +95,19 @@ def test_memory_gives_the_same_batches_as_decoding(tmp_path, jitter):
     for step in range(10):
         assert same(plain.batch(step), kept.batch(step))
     assert len(kept.reader.kept) == 18
+
+
+def test_a_full_memory_keeps_what_fits(tmp_path, caplog, monkeypatch):
+    """The rest is decoded anew, which one line says; batches stay the same."""
+    write(tmp_path)
+    monkeypatch.setattr(_image_reader, "CHECK", 4)
+    looks = iter([(80, 100), (40, 100), (10, 100)])
+    monkeypatch.setattr(_image_reader.memory, "free", lambda: next(looks))
+    plain, kept = (loader(tmp_path, cache=cache) for cache in ("none", "memory"))
+    for step in range(10):
+        assert same(plain.batch(step), kept.batch(step))
+    assert len(kept.reader.kept) == 8
+    assert caplog.text.count("cache memory: 8 of 18 images fit") == 1
 
 
 def test_an_epoch_holds_every_image_once_over_all_ranks(tmp_path):

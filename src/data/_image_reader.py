@@ -8,11 +8,14 @@ import tempfile
 
 import numpy as np
 
+from model_utils import memory
 from model_utils.errors import UserError
 
 log = logging.getLogger("run")
 
 JPEG_MAGIC, BMP_MAGIC = b"\xff\xd8", b"BM"
+RESERVE = 1 / 8  # of all memory stays free for others
+CHECK = 256  # images kept between two looks at the memory: some tens of megabytes
 CHUNK = 4096  # files of one pipeline: each is looked at before it starts
 PNG_MAGIC, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -69,7 +72,7 @@ class ImageReader:
     Args:
         files: paths.
         workers: C++ threads that decode, at most one per processor; 0 for as many.
-        keep: whether decoded images stay in memory.
+        keep: whether decoded images stay in memory, as many as leave an eighth of it free.
         strict: whether a bad file stops the run.
     """
 
@@ -77,7 +80,7 @@ class ImageReader:
         self.files, self.strict = files, strict
         # MindSpore refuses more threads than there are processors.
         self.workers = min(workers or len(os.sched_getaffinity(0)), os.cpu_count())
-        self.kept = {} if keep else None
+        self.kept, self.room = {} if keep else None, keep
         self.bad = {}  # {index: reason}
 
     def images(self, indices, replace=True):
@@ -102,9 +105,22 @@ class ImageReader:
             image = next(decoded, None)
             if image is None:
                 return
-            if self.kept is not None:
-                self.kept[index] = image
+            if self.room:
+                self._keep(index, image)
             yield index, image
+
+    def _keep(self, index, image):
+        if len(self.kept) % CHECK == 0:
+            found = memory.free()
+            self.room = found is None or found[0] > found[1] * RESERVE
+        if self.room:
+            self.kept[index] = image
+        else:
+            log.warning(
+                "warning: cache memory: %d of %d images fit; the others are decoded anew in each epoch",
+                len(self.kept),
+                len(self.files),
+            )
 
     def _good(self, index):
         """The index itself, or the next one whose file is not known to be bad."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model_utils import memory
 from model_utils.errors import UserError, shortened
 from src.data.domain_set import DomainSet, held_out_mask
 from src.data.photos import SUFFIXES, decode, read_file
@@ -268,15 +269,10 @@ def read_images(paths, size):
 
 
 def _check_memory(needed):
-    """UserError if `needed` bytes are more than the machine has left, where that can be told (Linux)."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-    except OSError:
-        return
-    available = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
-    if available is not None and needed > available:
+    """UserError if `needed` bytes are more than there is left, where that can be told (Linux)."""
+    found = memory.free()
+    if found is not None and needed > found[0]:
         raise UserError(
-            f"domains_image_root: the images need {needed >> 20} MB of memory, {available >> 20} are free; "
+            f"domains_image_root: the images need {needed >> 20} MB of memory, {found[0] >> 20} are free; "
             "choose a smaller image_size"
         )

@@ -40,7 +40,9 @@ def keys():
             0.0, "training: brightness, contrast and saturation times 1 - j to 1 + j", low=0, below=1
         ),
         "num_parallel_workers": Key(0, "threads that decode, at most one per processor; 0: as many", low=0),
-        "cache": Key("none", "memory: keep decoded training images", choices=("none", "memory")),
+        "cache": Key(
+            "none", "memory: keep decoded training images, as many as fit", choices=("none", "memory")
+        ),
         "strict": Key(False, "stop at an unreadable image or a stray file, instead of naming it"),
     }
 
@@ -194,7 +196,7 @@ class FolderTrainLoader:
         scale: smallest and largest share of an image's area that a crop takes.
         color_jitter: j, factors lie in [1 - j, 1 + j]; 0: none.
         workers: threads that decode, 0 for one per processor.
-        cache: "memory" keeps decoded images, H·W·3 bytes each; "none" decodes them anew in each epoch.
+        cache: "memory" keeps decoded images, H·W·3 bytes each, as many as fit; "none" decodes anew.
         strict: whether a file that can't be read stops the run; else another image is used, and said.
 
     Raises:
