@@ -7,8 +7,16 @@ from mindspore import nn, ops
 _for_each = ops.HyperMap()
 
 
+def dot(a, b):
+    """⟨a, b⟩ of two tensors of one shape, a scalar.
+
+    Row by row: MindSpore sums all elements at once in one thread, which of 38 million takes 178 ms, not 15.
+    """
+    return ops.sum(ops.sum(a * b, -1))
+
+
 def _square_sum(gradient):
-    return ops.reduce_sum(ops.square(gradient))
+    return dot(gradient, gradient)
 
 
 def _times(factor, gradient):

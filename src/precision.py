@@ -45,11 +45,15 @@ def lower(network, level):
     return network
 
 
+def _shapes(cell):
+    return {key: parameter.shape for key, parameter in cell._params.items()}
+
+
 def share_parameters(origin, twin):
-    """Make cell tree `twin` use the very Parameters of `origin`, a tree of the same kind."""
+    """Make `twin`, a tree of cells of the same names, use the very Parameters of `origin`; returns it."""
     pairs = zip(origin.cells_and_names(), twin.cells_and_names(), strict=True)
     for (name, own), (other_name, other) in pairs:
-        if name != other_name or type(own) is not type(other):
+        if name != other_name or _shapes(own) != _shapes(other):
             raise ValueError(f"share_parameters: {name or 'the network'} has no counterpart")
         for key, parameter in own._params.items():
             setattr(other, key, parameter)

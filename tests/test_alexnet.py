@@ -162,12 +162,11 @@ def test_dropout_masks_lie_over_both_hidden_layers(narrow, images):
     np.testing.assert_allclose(features.asnumpy(), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("twice", [False, True], ids=["first order", "second order"])
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-def test_export(place, narrow, monkeypatch, tmp_path, file_format, twice):
+def test_export(place, narrow, monkeypatch, tmp_path, file_format):
     """Of 67x67, which leaves one place of 256 channels: the layers are the same, and much quicker."""
     monkeypatch.setattr(alexnet, "POOLED", (256, 1, 1))
-    network = AlexNet(7, twice)
+    network = AlexNet(7)
     rng = np.random.default_rng(0)
     for parameter in network.get_parameters():  # logits that differ from image to image
         scale = 1 / np.sqrt(np.prod(parameter.shape[1:]))

@@ -57,7 +57,7 @@ def settings_of(**changes):
 
 def tiny_cell(settings, place, monkeypatch):
     """A train cell whose network is TinyNet, with weights large enough for gradients to be so."""
-    monkeypatch.setattr(masf, "build_network", lambda config: TinyNet())
+    monkeypatch.setattr(masf, "build_network", lambda config, twice=False: TinyNet())
     cell = build(settings, place)
     rng = np.random.default_rng(5)
     for weight in cell.network.trainable_params():

@@ -94,10 +94,11 @@ def keys():
     }
 
 
-def build(config):
+def build(config, twice=False):
     """The untrained network of a configuration with `domains.keys()` and `keys()`.
 
-    It maps images (N, 3, S, S) in [0, 1], and masks of `dropout_shapes`, to logits (N, classes).
+    It maps images (N, 3, S, S) in [0, 1], and masks of `dropout_shapes`, to logits (N, classes). With `twice`
+    it is made of operators that have second derivatives; its parameters are the same.
 
     Raises:
         UserError: image_size is not the network's.
@@ -109,7 +110,6 @@ def build(config):
             f"image_size: {given}, but network {config.network} takes {size}; set image_size to {size} or "
             "choose another network"
         )
-    twice = getattr(config, "meta_order", "first") == "second"
     return make(domains.class_count(config), twice)
 
 

@@ -100,11 +100,14 @@ def accelerate(network, second_order=False):
 
     if not _ready or ms.get_context("device_target") != "CPU":
         return 0
-    from src.ops import _conv, _separable, _stage
+    from src.ops import _conv, _pool, _separable, _stage
 
     cells = [cell for _, cell in network.cells_and_names() if _conv.eligible(cell)]
     for cell in cells:
         _conv.convert(cell, second_order)
+    for _, cell in network.cells_and_names():
+        if _pool.eligible(cell):
+            _pool.convert(cell)
     if os.environ.get("DA_CPU_OPS") != "conv":
         containers = _containers(network)
         for container in containers:
@@ -129,16 +132,18 @@ def plain(network):
     """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
     from mindspore import nn
 
-    from src.ops import _conv, _stage
+    from src.networks.twice_differentiable import MaxPool2d
+    from src.ops import _conv, _pool, _stage
 
-    cells = [cell for _, cell in network.cells_and_names() if type(cell) is _conv.Conv2d]
+    own = {_conv.Conv2d: nn.Conv2d, _pool.Pool: MaxPool2d}
+    cells = [(cell, type(cell)) for _, cell in network.cells_and_names() if type(cell) in own]
     containers = [(container, _stage.restore(container)) for container in _containers(network)]
-    for cell in cells:
-        cell.__class__ = nn.Conv2d
+    for cell, kind in cells:
+        cell.__class__ = own[kind]
     try:
         yield network
     finally:
         for container, fused in containers:
             object.__setattr__(container, "cell_list", fused)
-        for cell in cells:
-            cell.__class__ = _conv.Conv2d
+        for cell, kind in cells:
+            cell.__class__ = kind

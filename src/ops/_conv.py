@@ -61,6 +61,10 @@ class Geometry:
         return [size]
 
 
+def refuse2(a, b, out, dout):
+    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
+
+
 def refuse3(a, b, geometry, out, dout):
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
@@ -73,13 +77,13 @@ def refuse5(a, b, c, d, geometry, out, dout):
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
 
-def operator(function, variant, shapes, refuse, outputs=1):
+def operator(function, variant, shapes, refuse, outputs=1, dtype=ms.float32):
     """One compiled function. Differentiating it directly raises: the cells below know the gradients.
 
     ``variant`` is whatever the output shapes depend on besides the input shapes: MindSpore remembers shapes
     by attributes and inputs, and would mix up two operators that differ in nothing it can see.
     """
-    dtypes = ms.float32 if outputs == 1 else (ms.float32,) * outputs
+    dtypes = dtype if outputs == 1 else (dtype,) * outputs
 
     def infer_dtype(*_):
         return dtypes

@@ -4,6 +4,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from src import episodic_losses
+from src.optim import dot
 
 
 class TaskLoss(nn.Cell):
@@ -48,7 +49,7 @@ def clip_each(gradients, limit):
     clipped = []
     for gradient in gradients:
         # The square root has no gradient at 0; a norm below 1e-12 is nothing to clip.
-        norm = ops.sqrt(ops.maximum(ops.sum(gradient * gradient), 1e-24))
+        norm = ops.sqrt(ops.maximum(dot(gradient, gradient), 1e-24))
         clipped.append(gradient * (limit / ops.maximum(norm, limit)))
     return tuple(clipped)
 
@@ -63,8 +64,8 @@ def through_clipping(gradients, vectors, limit):
     """J·v for each gradient, J the (symmetric) Jacobian of `clip_each` there."""
     products = []
     for gradient, vector in zip(gradients, vectors):  # noqa: B905 - the graph compiler knows no strict
-        norm = ops.sqrt(ops.maximum(ops.sum(gradient * gradient), 1e-24))
-        along = ops.cast(norm > limit, ms.float32) * ops.sum(gradient * vector) / (norm * norm)
+        norm = ops.sqrt(ops.maximum(dot(gradient, gradient), 1e-24))
+        along = ops.cast(norm > limit, ms.float32) * dot(gradient, vector) / (norm * norm)
         products.append((vector - along * gradient) * (limit / ops.maximum(norm, limit)))
     return tuple(products)
 
@@ -80,7 +81,7 @@ class Directional(nn.Cell):
         _, gradients = self.task_gradient(images, labels, *masks)
         total = 0.0
         for gradient, part in zip(gradients, direction):  # noqa: B905 - the graph compiler knows no strict
-            total = total + ops.sum(gradient * part)
+            total = total + dot(gradient, part)
         return total
 
 

@@ -32,6 +32,7 @@ from src.networks import generalisation
 from src.networks.metric import MetricNetwork
 from src.ops import accelerate
 from src.optim import adam, set_learning_rate
+from src.precision import share_parameters
 from src.schedules import ONE_CYCLE, schedule
 from src.train_cells import Phase, TrainCell
 from src.train_cells._meta import (
@@ -104,7 +105,7 @@ class MasfTrainCell(TrainCell):
         generalisation.load_initial(self.network, config)
         self.metric = MetricNetwork(self.network.feature_size)
         self.metric.update_parameters_name("metric.")
-        accelerate(self.network, second_order=config.meta_order == "second")
+        accelerate(self.network)
         self.phases = [Phase("meta", config.train_iterations, max(1, config.train_iterations), loaders)]
         self._evaluator = Evaluator(self.network, config, device)
         self._compile()
@@ -133,12 +134,22 @@ class MasfTrainCell(TrainCell):
         self.count = len(self.weights)
         both = ms.ParameterTuple([*self.weights, *self.metric_weights])
         self.meta_gradient = ms.value_and_grad(meta, None, both, has_aux=True)
-        directional = Directional(ms.value_and_grad(task, None, self.weights))
-        self.hessian_gradient = ms.grad(directional, None, self.weights)
+        if config.meta_order == "second":
+            self.hessian_gradient = self._hessian_gradient()
         self._inner, self._meta = jit(self._inner_step, config), jit(self._meta_step, config)
         self._restore, self._update = jit(self._put_back, config), jit(self._outer_step, config)
         # Compiled in PyNative mode, too, whose own second derivatives are off by percents (MindSpore 2.10).
         self._correct = ms.jit(self._second_order)
+
+    def _hessian_gradient(self):
+        """(direction, images, labels, *masks) -> the Hessian's product with the direction, a tuple.
+
+        Through a network of its own over the same weights: the fast operators have no second derivatives.
+        """
+        twin = share_parameters(self.network, build_network(self.config, twice=True))
+        accelerate(twin, second_order=True)
+        gradient = ms.value_and_grad(TaskLoss(twin), None, self.weights)
+        return ms.grad(Directional(gradient), None, self.weights)
 
     # Jitted parts of a step. What one leaves to the next stands in the buffers.
 

@@ -1,0 +1,134 @@
+"""The compiled max pooling that can be differentiated twice: against its definition and the plain cells."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mindspore import Tensor, nn, ops
+
+from src import ops as cpu_ops
+from src.networks.twice_differentiable import MaxPool2d
+from src.ops._pool import Pool
+
+quick = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture
+def operators():
+    ms.set_device("CPU")
+    line = cpu_ops.prepare()
+    if "oneDNN blocked layouts" not in line:
+        pytest.skip(line)
+
+
+def fast(kernel, stride):
+    pool = MaxPool2d(kernel, stride)
+    cpu_ops.accelerate(pool, second_order=True)
+    assert type(pool) is Pool
+    return pool
+
+
+def definition(x, dy, kernel, stride):
+    """(y, dx) with loops; of equal values the first of a window counts."""
+    y, dx = np.empty_like(dy), np.zeros_like(x)
+    for n, c, i, j in np.ndindex(*dy.shape):
+        window = x[n, c, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        y[n, c, i, j] = window[a, b]
+        dx[n, c, i * stride + a, j * stride + b] += dy[n, c, i, j]
+    return y, dx
+
+
+@quick
+@given(
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    more=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    planes=st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    ties=st.booleans(),
+)
+def test_value_and_gradient_are_the_definition(operators, kernel, stride, more, planes, ties):
+    rng = np.random.default_rng(0)
+    shape = *planes, kernel + more[0], kernel + more[1]
+    x = (rng.integers(0, 3, shape) if ties else rng.normal(size=shape)).astype(np.float32)
+    pool = fast(kernel, stride)
+    y = pool(Tensor(x)).asnumpy()
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    dx = ms.grad(lambda v: (pool(v) * Tensor(dy)).sum())(Tensor(x)).asnumpy()
+    expected, gradient = definition(x, dy, kernel, stride)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(dx, gradient, atol=1e-6)
+
+
+class Along(nn.Cell):
+    """The gradient of Σ pool(x²)³, times a direction."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+        self.first = ms.grad(self.cube)
+
+    def cube(self, x):
+        return (self.pool(x * x) ** 3).sum()
+
+    def construct(self, x, direction):
+        return (self.first(x) * direction).sum()
+
+
+_alive = []  # jit finds its graphs by the identity of their owner, which must not be used twice
+
+
+class SecondDerivative:
+    """Compiled, as MASF's is."""
+
+    def __init__(self, pool):
+        _alive.append(self)
+        self.second = ms.grad(Along(pool))
+
+    @ms.jit
+    def __call__(self, x, direction):
+        return self.second(x, direction)
+
+
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2), (3, 1)])
+def test_second_derivative_is_that_of_the_plain_cell(operators, kernel, stride):
+    x, direction = (Tensor(np.random.default_rng(s).normal(size=(2, 3, 9, 8)), ms.float32) for s in (1, 2))
+    steps = [SecondDerivative(pool) for pool in (MaxPool2d(kernel, stride), fast(kernel, stride))]
+    plain, ours = (step(x, direction).asnumpy() for step in steps)
+    assert np.abs(plain).max() > 1
+    np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+def test_not_a_number_passes_through(operators):
+    """The run must be able to see that it diverged."""
+    for place in range(4):
+        x = np.arange(4, dtype=np.float32)
+        x[place] = np.nan
+        assert np.isnan(fast(2, 2)(Tensor(x.reshape(1, 1, 2, 2))).asnumpy()).all()
+
+
+def test_a_window_larger_than_the_image_is_an_error(operators):
+    with pytest.raises(ValueError, match="does not fit"):
+        fast(3, 2)(Tensor(np.ones((1, 1, 2, 5), np.float32))).asnumpy()
+
+
+def test_half_precision_takes_the_plain_path(operators):
+    x = Tensor(np.random.default_rng(3).normal(size=(1, 2, 6, 6)), ms.float16)
+    y = fast(2, 2)(x)
+    assert y.dtype == ms.float16
+    np.testing.assert_array_equal(y.asnumpy(), nn.MaxPool2d(2, 2)(x.astype(ms.float32)).asnumpy())
+
+
+def test_plain_puts_the_cell_back(operators):
+    network = nn.SequentialCell(nn.Conv2d(1, 2, 3), MaxPool2d(2, 2))
+    cpu_ops.accelerate(network, second_order=True)
+    with cpu_ops.plain(network):
+        assert [type(cell) for cell in network.cell_list] == [nn.Conv2d, MaxPool2d]
+    assert type(network.cell_list[1]) is Pool
+    assert ops.isfinite(network(Tensor(np.ones((1, 1, 6, 6), np.float32)))).all()
