@@ -82,9 +82,10 @@ def _choose_plain_isa():
 def accelerate(network, second_order=False):
     """Let the eligible cells of `network` compute through the CPU operators, in place.
 
-    Every nn.Conv2d is eligible. Where an nn.SequentialCell or a `chain.Chain` has one followed by
-    BatchNorm2d, MaxPool2d (pad_mode "valid"), ReLU or ReLU6, these run as one operator, which saves most of
-    their time; so does such a row with a depthwise 3x3 convolution and its BatchNorm2d behind it.
+    Every nn.Conv2d is eligible, and so are the cells of src/networks/twice_differentiable.py. Where an
+    nn.SequentialCell or a `chain.Chain` has a convolution followed by BatchNorm2d, MaxPool2d (pad_mode
+    "valid"), ReLU or ReLU6, these run as one operator, which saves most of their time; so does such a row
+    with a depthwise 3x3 convolution and its BatchNorm2d behind it.
 
     Parameters, their names and order, requires_grad and training mode stay what they are, and so does every
     checkpoint. Does nothing on Ascend or GPU, or unless prepare() succeeded.
@@ -100,14 +101,14 @@ def accelerate(network, second_order=False):
 
     if not _ready or ms.get_context("device_target") != "CPU":
         return 0
-    from src.ops import _conv, _pool, _separable, _stage
+    from src.ops import _conv, _pool, _response, _separable, _stage
 
     cells = [cell for _, cell in network.cells_and_names() if _conv.eligible(cell)]
     for cell in cells:
         _conv.convert(cell, second_order)
-    for _, cell in network.cells_and_names():
-        if _pool.eligible(cell):
-            _pool.convert(cell)
+    for kind in (_pool, _response):
+        for cell in [cell for _, cell in network.cells_and_names() if kind.eligible(cell)]:
+            kind.convert(cell)
     if os.environ.get("DA_CPU_OPS") != "conv":
         containers = _containers(network)
         for container in containers:
@@ -132,10 +133,10 @@ def plain(network):
     """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
     from mindspore import nn
 
-    from src.networks.twice_differentiable import MaxPool2d
-    from src.ops import _conv, _pool, _stage
+    from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
+    from src.ops import _conv, _pool, _response, _stage
 
-    own = {_conv.Conv2d: nn.Conv2d, _pool.Pool: MaxPool2d}
+    own = {_conv.Conv2d: nn.Conv2d, _pool.Pool: MaxPool2d, _response.Response: LocalResponseNorm}
     cells = [(cell, type(cell)) for _, cell in network.cells_and_names() if type(cell) in own]
     containers = [(container, _stage.restore(container)) for container in _containers(network)]
     for cell, kind in cells:

@@ -1,4 +1,4 @@
-"""The compiled max pooling that can be differentiated twice: against its definition and the plain cells."""
+"""The compiled operators that can be differentiated twice: against definitions and the plain cells."""
 
 import mindspore as ms
 import numpy as np
@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
 from src import ops as cpu_ops
-from src.networks.twice_differentiable import MaxPool2d
+from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
 from src.ops._pool import Pool
+from src.ops._response import Response
 
 quick = settings(
     max_examples=40,
@@ -132,3 +133,60 @@ def test_plain_puts_the_cell_back(operators):
         assert [type(cell) for cell in network.cell_list] == [nn.Conv2d, MaxPool2d]
     assert type(network.cell_list[1]) is Pool
     assert ops.isfinite(network(Tensor(np.ones((1, 1, 6, 6), np.float32)))).all()
+
+
+# Local response normalisation.
+
+
+def norms(**options):
+    """(as it is, through the operators)"""
+    cells = [LocalResponseNorm(**options) for _ in range(2)]
+    cpu_ops.accelerate(cells[1])
+    assert type(cells[1]) is Response
+    return cells
+
+
+def response(x, radius, alpha, beta, bias):
+    """The definition in float64."""
+    channels = x.shape[1]
+    squares = np.stack(
+        [(x[:, max(0, c - radius) : c + radius + 1] ** 2).sum(1) for c in range(channels)], axis=1
+    )
+    return x / (bias + alpha * squares) ** beta
+
+
+@quick
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(3, 20), st.integers(1, 11), st.integers(1, 11)),
+    radius=st.integers(1, 3),
+    beta=st.sampled_from([0.75, 0.5, 1.0]),
+)
+def test_response_and_its_gradient_are_the_definition(operators, shape, radius, beta):
+    rng = np.random.default_rng(0)
+    x, dy, direction = (rng.normal(size=shape) for _ in range(3))
+    options = {"radius": radius, "alpha": 0.3, "beta": beta, "bias": 1.5}
+    _, norm = norms(**options)
+    y, pull = Tensor(x, ms.float32), Tensor(dy, ms.float32)
+    np.testing.assert_allclose(norm(y).asnumpy(), response(x, **options), rtol=1e-4, atol=1e-6)
+    dx = ms.grad(lambda v: (norm(v) * pull).sum())(y).asnumpy()
+    step = 1e-5 * direction
+    slope = ((response(x + step, **options) - response(x - step, **options)) * dy).sum() / 2e-5
+    assert abs((dx * direction).sum() - slope) <= 1e-4 * np.linalg.norm(dx) * np.linalg.norm(direction)
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.6])
+def test_second_derivative_of_the_response_is_that_of_the_plain_cell(operators, beta):
+    x, direction = (Tensor(np.random.default_rng(s).normal(size=(2, 9, 9, 8)), ms.float32) for s in (1, 2))
+    steps = [SecondDerivative(norm) for norm in norms(alpha=0.2, beta=beta)]
+    plain, ours = (step(x, direction).asnumpy() for step in steps)
+    assert np.abs(plain).max() > 1
+    np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+def test_plain_puts_the_response_back(operators):
+    plain, norm = norms()
+    with cpu_ops.plain(norm):
+        assert type(norm) is LocalResponseNorm
+    assert type(norm) is Response
+    half = Tensor(np.ones((1, 5, 2, 2)), ms.float16)
+    np.testing.assert_array_equal(norm(half).asnumpy(), plain(half).asnumpy())
