@@ -9,6 +9,15 @@ import warnings
 from model_utils.errors import UserError
 from model_utils.quiet import hide_warnings
 
+# What MindSpore's RuntimeErrors say, on a CPU and on devices.
+NO_MEMORY = (
+    "memory not enough",
+    "memory isn't enough",
+    "memory is not enough",
+    "out of memory",
+    "allocate memory failed",
+)
+
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None):
     print(f"warning: {message}", file=file or sys.stderr)
@@ -21,6 +30,18 @@ def _mend(error):
         return f"the disk is full{where}: free some space or choose another --output_dir, then --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read{where}: choose a folder you own"
+    return None
+
+
+def _out_of_memory(error):
+    """One line if the machine or the device had too little memory, else None."""
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in NO_MEMORY):
+        lines = [line for line in text.splitlines() if line.strip("- ")]
+        return (
+            "there is not enough memory: choose a smaller batch_size or image_size, or stop other programs "
+            f"({lines[0].strip() if lines else 'no more is known'})"
+        )
     return None
 
 
@@ -58,8 +79,8 @@ def run(main, check_versions=True):
     """Run `main()`, a command's body, and leave the process with its exit status.
 
     Status 0 or what `main` returns; 2 and one line on standard error for a `UserError` (and for a full
-    disk or a refused permission); 130 and 141 where Ctrl-C, or the end of a reader of our output (`| head`),
-    ended it; any other exception is a bug and keeps its traceback, status 1.
+    disk, a refused permission or too little memory); 130 and 141 where Ctrl-C, or the end of a reader of our
+    output (`| head`), ended it; any other exception is a bug and keeps its traceback, status 1.
     """
     _usable_streams()
     warnings.showwarning = _one_line_warning
@@ -84,5 +105,10 @@ def run(main, check_versions=True):
         if line is None:
             raise
         _discard_output()
+        status = _fail(line)
+    except (MemoryError, RuntimeError) as error:
+        line = _out_of_memory(error)
+        if line is None:
+            raise
         status = _fail(line)
     sys.exit(status)

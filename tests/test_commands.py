@@ -473,6 +473,36 @@ def test_a_bug_keeps_its_traceback_and_status_1():
     assert "Traceback" in done.stderr and "KeyError: 'bug'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import numpy; numpy.empty(2**50)",
+        "import mindspore; mindspore.ops.zeros((2**20, 2**20, 2**10), mindspore.float32).asnumpy()",
+    ],
+    ids=["numpy", "mindspore"],
+)
+def test_too_little_memory_is_one_line(statement):
+    program = f"from model_utils import cli\ndef main():\n    {statement}\ncli.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(GLOG_v="4"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    refused(done, "not enough memory", "smaller batch_size")
+
+
+def test_another_runtime_error_keeps_its_traceback():
+    program = "from model_utils import cli\ndef main():\n    raise RuntimeError('bug')\ncli.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and "RuntimeError: bug" in done.stderr
+
+
 def test_ctrl_c_outside_of_training_is_one_line():
     program = "from model_utils import cli\ndef main():\n    raise KeyboardInterrupt\ncli.run(main)"
     done = subprocess.run(
