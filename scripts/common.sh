@@ -9,10 +9,19 @@ if [ -x "$ROOT/.venv/bin/python" ]; then
 fi
 
 # Print a Python command, run it from the repository's root, return its status. SIGTERM and SIGINT sent to the
-# script are passed on, once each, so that a training run saves and leaves.
+# script are passed on, once each, so that a training run saves and leaves. With --dry_run it is only printed.
 run_command() {
-    local child status=0
+    local child status=0 dry="" words=()
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --dry_run | --dry_run=true) dry=yes; if [ "${2:-}" = true ]; then shift; fi ;;
+            *) words+=("$1") ;;
+        esac
+        shift
+    done
+    set -- "${words[@]}"
     printf '+ %s\n' "$(printf '%q ' python "$@")"
+    if [ -n "$dry" ]; then return 0; fi
     # Job control gives the child a process group of its own: Ctrl-C then reaches it only through the traps
     # (a second signal would make it leave without saving).
     set -m

@@ -48,6 +48,21 @@ def dry(name, *arguments, cwd=ROOT):
     return jobs
 
 
+@pytest.mark.parametrize("words", [("--dry_run",), ("--dry_run", "true"), ("--dry_run=true",)])
+@pytest.mark.parametrize(
+    "name", ["svhn-mnist", "usps-mnist", *sorted(path.stem for path in (ROOT / "scripts").glob("run_masf_*"))]
+)
+def test_scripts_of_several_commands_show_them_and_run_none(name, words, tmp_path):
+    output = tmp_path / "runs"
+    keys = ("--folder", output) if "masf" in name else ("--output_dir", output)
+    done = script(name, "--seed" if "masf" not in name else "--seeds", 3, *words, *keys, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    commands = [line for line in done.stdout.splitlines() if line.startswith("+ python ")]
+    assert len(commands) == (1 if "masf" in name else 4)
+    assert all("dry_run" not in line and " 3 " in line and "runs" in line for line in commands)
+    assert not list(tmp_path.iterdir())
+
+
 def msrun_options(command):
     """({msrun's option: value}, [program and its arguments])."""
     assert command[0] == "msrun"
