@@ -29,3 +29,16 @@ def place():
     from model_utils import config, device
 
     return device.setup(config.load(["--device_target=CPU"]))
+
+
+@pytest.fixture
+def operators():
+    """The compiled CPU operators are in use; where they can't be, the test is skipped and says why."""
+    import mindspore as ms
+
+    from src import ops as cpu_ops
+
+    ms.set_device("CPU")
+    line = cpu_ops.prepare()
+    if "oneDNN blocked layouts" not in line:
+        pytest.skip(line)

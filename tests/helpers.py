@@ -11,12 +11,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import yaml
 
 from model_utils import config
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny"
+
+# Of hypothesis, for tests that take milliseconds: always the same examples.
+quick = hypothesis.settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 
 # The real commands on the data inside the dependencies, a handful of steps.
 DEMO = {

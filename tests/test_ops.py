@@ -9,7 +9,8 @@ import threading
 import mindspore as ms
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from helpers import quick
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
@@ -21,21 +22,6 @@ from src.ops.chain import Chain
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOLERANCE = 1e-5  # of the largest magnitude
-
-quick = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@pytest.fixture
-def operators():
-    ms.set_device("CPU")
-    line = cpu_ops.prepare()
-    if "oneDNN blocked layouts" not in line:
-        pytest.skip(line)
 
 
 def fill(network, seed):

@@ -3,7 +3,8 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from helpers import quick
+from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
@@ -11,21 +12,6 @@ from src import ops as cpu_ops
 from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
 from src.ops._pool import Pool
 from src.ops._response import Response
-
-quick = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-@pytest.fixture
-def operators():
-    ms.set_device("CPU")
-    line = cpu_ops.prepare()
-    if "oneDNN blocked layouts" not in line:
-        pytest.skip(line)
 
 
 def fast(kernel, stride):

@@ -24,43 +24,26 @@ def _part(x, axis, start, size):
     return x[:, :, start : start + size] if axis == 2 else x[:, :, :, start : start + size]
 
 
-def _largest_of_rows(x, kernel, stride):
-    """Maximum over windows along the third axis. Of equal values the first counts, as in MaxPool2d.
+def _largest(x, axis, kernel, stride):
+    """Maximum over windows along axis 2 or 3. Of equal values the first counts, as in MaxPool2d.
 
-    (N, C, H, W) -> (N, C, (H - kernel) // stride + 1, W).
+    A side of length L of x (N, C, H, W) becomes (L - kernel) // stride + 1.
     """
-    _, channels, height, width = x.shape
-    count = (height - kernel) // stride + 1
-    # Rows in groups of `stride`: row i·stride + r of a window's start i is then place r of group i.
+    length = x.shape[axis]
+    count = (length - kernel) // stride + 1
+    # In groups of `stride`: number i·stride + r of a window's start i is then place r of group i.
     groups = count + (kernel - 1) // stride
-    rows = groups * stride
-    if rows <= height:
-        x = _part(x, 2, 0, rows)
+    whole = groups * stride
+    if whole <= length:
+        x = _part(x, axis, 0, whole)
     else:
-        x = ops.concat((x, _nothing(_part(x, 2, 0, rows - height))), 2)
+        x = ops.concat((x, _nothing(_part(x, axis, 0, whole - length))), axis)
     # Unstacked, not indexed: an indexed axis is copied number by number (MindSpore 2.10 on a CPU).
-    places = ops.unstack(ops.reshape(x, (-1, channels, groups, stride, width)), 3)
-    best = _part(places[0], 2, 0, count)
-    for row in range(1, kernel):
-        part = _part(places[row % stride], 2, row // stride, count)
-        best = ops.select(part > best, part, best)
-    return best
-
-
-def _largest_of_columns(x, kernel, stride):
-    """As `_largest_of_rows`, along the last axis: (N, C, H, W) -> (N, C, H, (W - kernel) // stride + 1)."""
-    _, channels, height, width = x.shape
-    count = (width - kernel) // stride + 1
-    groups = count + (kernel - 1) // stride
-    columns = groups * stride
-    if columns <= width:
-        x = _part(x, 3, 0, columns)
-    else:
-        x = ops.concat((x, _nothing(_part(x, 3, 0, columns - width))), 3)
-    places = ops.unstack(ops.reshape(x, (-1, channels, height, groups, stride)), 4)
-    best = _part(places[0], 3, 0, count)
-    for column in range(1, kernel):
-        part = _part(places[column % stride], 3, column // stride, count)
+    grouped = ops.reshape(x, x.shape[:axis] + (groups, stride) + x.shape[axis + 1 :])
+    places = ops.unstack(grouped, axis + 1)
+    best = _part(places[0], axis, 0, count)
+    for number in range(1, kernel):
+        part = _part(places[number % stride], axis, number // stride, count)
         best = ops.select(part > best, part, best)
     return best
 
@@ -76,7 +59,7 @@ class MaxPool2d(nn.Cell):
         self.kernel, self.stride = kernel, stride
 
     def construct(self, x):
-        return _largest_of_columns(_largest_of_rows(x, self.kernel, self.stride), self.kernel, self.stride)
+        return _largest(_largest(x, 2, self.kernel, self.stride), 3, self.kernel, self.stride)
 
 
 class LocalResponseNorm(nn.Cell):

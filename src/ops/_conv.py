@@ -61,24 +61,14 @@ class Geometry:
         return [size]
 
 
-def refuse2(a, b, out, dout):
+def refuse(*arguments):
+    """The gradient of an operator that has none of its own, whatever its inputs."""
     raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
 
 
-def refuse3(a, b, geometry, out, dout):
-    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
-
-
-def refuse4(a, b, c, geometry, out, dout):
-    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
-
-
-def refuse5(a, b, c, d, geometry, out, dout):
-    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
-
-
-def operator(function, variant, shapes, refuse, outputs=1, dtype=ms.float32):
-    """One compiled function. Differentiating it directly raises: the cells below know the gradients.
+def operator(function, variant, shapes, outputs=1, dtype=ms.float32, bprop=refuse):
+    """One compiled function. Differentiating it directly raises, unless `bprop` is given: the cells know the
+    gradients.
 
     ``variant`` is whatever the output shapes depend on besides the input shapes: MindSpore remembers shapes
     by attributes and inputs, and would mix up two operators that differ in nothing it can see.
@@ -88,19 +78,19 @@ def operator(function, variant, shapes, refuse, outputs=1, dtype=ms.float32):
     def infer_dtype(*_):
         return dtypes
 
-    custom = ops.Custom(f"{_library.path()}:{function}", shapes, infer_dtype, "aot", bprop=refuse)
+    custom = ops.Custom(f"{_library.path()}:{function}", shapes, infer_dtype, "aot", bprop=bprop)
     custom.add_prim_attr("variant", str(variant))
     return custom
 
 
 def _forward(geometry):
     if geometry.values[-1]:
-        return operator("conv_forward", geometry.values, lambda x, w, b, g: geometry.output(x), refuse4)
-    return operator("conv_forward", geometry.values, lambda x, w, g: geometry.output(x), refuse3)
+        return operator("conv_forward", geometry.values, lambda x, w, b, g: geometry.output(x))
+    return operator("conv_forward", geometry.values, lambda x, w, g: geometry.output(x))
 
 
 def _backward_data(geometry):
-    return operator("conv_backward_data", geometry.values, lambda x, w, dy, converted, g: x, refuse5)
+    return operator("conv_backward_data", geometry.values, lambda x, w, dy, converted, g: x)
 
 
 def _backward_weights(geometry):
@@ -111,14 +101,12 @@ def _backward_weights(geometry):
             "conv_backward_weights",
             (geometry.values, geometry.weight),
             lambda x, dy, g: (weight, weight[:1], geometry.converted(x)),
-            refuse3,
             outputs=3,
         )
     return operator(
         "conv_backward_weights",
         (geometry.values, geometry.weight),
         lambda x, dy, g: (weight, geometry.converted(x)),
-        refuse3,
         outputs=2,
     )
 

@@ -19,7 +19,7 @@ def _constant(x, geometry, out, dout):
 
 
 def _fetch():
-    return _conv.operator("pool_fetch", "", lambda x, places: places, _conv.refuse2)
+    return _conv.operator("pool_fetch", "", lambda x, places: places)
 
 
 class _Add(nn.Cell):
@@ -28,7 +28,7 @@ class _Add(nn.Cell):
     def __init__(self):
         super().__init__()
         self.fetch = _fetch()
-        self.add = _conv.operator("pool_add", "", lambda y, places, x: x, _conv.refuse3)
+        self.add = _conv.operator("pool_add", "", lambda y, places, x: x)
 
     def construct(self, y, places, x):
         return self.add(y, places, x)
@@ -50,7 +50,7 @@ class _Pooling(nn.Cell):
             return [*x[:2], *sides]
 
         self.geometry = Tensor((kernel, kernel, stride, stride), ms.int64)
-        self.places = _conv.operator("pool_places", (kernel, stride), shape, _constant, dtype=ms.int32)
+        self.places = _conv.operator("pool_places", (kernel, stride), shape, dtype=ms.int32, bprop=_constant)
         self.fetch, self.add = _fetch(), _Add()
 
     def construct(self, x):

@@ -12,14 +12,6 @@ from src.ops import _conv, _library
 _ACTIVATIONS = {nn.ReLU: 1, nn.ReLU6: 2}
 
 
-def _refuse9(a, b, c, d, e, f, g, geometry, coefficients, out, dout):
-    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
-
-
-def _refuse8(a, b, c, d, e, f, geometry, coefficients, out, dout):
-    raise NotImplementedError("gradient of a gradient: build with accelerate(network, second_order=True)")
-
-
 class _Operator(nn.Cell):
     """The compiled stage with its gradient; its inputs are tensors only, unused ones included.
 
@@ -85,9 +77,9 @@ def _functions(geometry, kernel, stride):
 
     variant = (geometry.values, geometry.weight, kernel, stride)
     return (
-        _conv.operator("stage_forward", variant, forward, _refuse9, 5),
-        _conv.operator("stage_backward", variant, backward, _refuse8, 5),
-        _conv.operator("stage_backward_data", variant, lambda x, w, dz, g: x, _conv.refuse4),
+        _conv.operator("stage_forward", variant, forward, 5),
+        _conv.operator("stage_backward", variant, backward, 5),
+        _conv.operator("stage_backward_data", variant, lambda x, w, dz, g: x),
     )
 
 
