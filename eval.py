@@ -33,8 +33,9 @@ def main():
     if settings is None:
         return 0
     from model_utils import device, modelarts, run_log
-    from src import ops, result
-    from src.evaluate import evaluator
+    from src import ops
+    from src.evaluation import result
+    from src.evaluation.evaluate import evaluator
     from src.train_cells import accuracy_lines, find_method
 
     method = find_method(settings.method)

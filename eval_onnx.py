@@ -15,7 +15,7 @@ USAGE = """usage: python eval_onnx.py --onnx_path FILE [--dataset_path DIR] [--c
 
 def load(argv):
     """(Model, Config) of a command line; None for the second after --help was printed."""
-    from src import model_files
+    from src.exported import model_files
 
     given = config.read_arguments(argv)
     path = given.pop("onnx_path", None)
@@ -46,7 +46,8 @@ def main():
         return 0
     from model_utils import modelarts, run_log
     from model_utils.device import Device
-    from src import inference, result
+    from src.evaluation import result
+    from src.exported import inference
     from src.train_cells import find_method
 
     run_log.setup()

@@ -41,7 +41,7 @@ def main():
     if settings is None:
         return 0
     from model_utils import checkpoint, device, run_log
-    from src import exporting
+    from src.exported import exporting
     from src.train_cells import find_method
 
     if not settings.ckpt_file:

@@ -95,8 +95,8 @@ def find_images(words):
 
 def show_images(model, options):
     """Print the best classes of each image file; UserError at the end if some could not be read."""
-    from src import inference
     from src.data._image_reader import ImageReader
+    from src.exported import inference
 
     files, names = options.images, None
     reader, first = ImageReader(files), True
@@ -133,9 +133,9 @@ def as_json(path, best, names):
 
 def classify_folder(model, options):
     """Write result_dir/acc.log and result_Files/<class>/<image>.txt there: `class probability` per rank."""
-    from src import inference
     from src.data import image_folder
     from src.data._image_reader import ImageReader
+    from src.exported import inference
 
     root = Path(options.dataset_path)
     if not root.is_dir():
@@ -168,7 +168,7 @@ def classify_folder(model, options):
 
 def names_for(model, folder, count, names_file):
     """Class names to write; UserError unless the folder has the model's classes."""
-    from src import inference
+    from src.exported import inference
 
     if count != len(folder.classes):
         raise UserError(
@@ -187,7 +187,7 @@ def names_for(model, folder, count, names_file):
 
 def write_result(results, folder, index, logits, names, top):
     """The result file of one image."""
-    from src import inference
+    from src.exported import inference
 
     shares = inference.probabilities(logits)
     lines = [f"{names[i]} {shares[i]:.6f}" for i in inference.ranking(logits, top)]
@@ -204,7 +204,7 @@ def main():
     options = arguments()
     if options.images:
         options.images = find_images(options.images)  # before a model is loaded in vain
-    from src import model_files
+    from src.exported import model_files
 
     logging.getLogger("run").addHandler(logging.StreamHandler(sys.stderr))
     model = model_files.open_model(options.model, options.device_target, options.device_id, options.config)

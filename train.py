@@ -12,8 +12,8 @@ def main():
     if settings is None:
         return 0
     from model_utils import device, modelarts
-    from src import loop
     from src.train_cells import find_method
+    from src.training import loop
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)

@@ -47,7 +47,7 @@ def onnx_side(network, options):
     """Function float32 images (N, 3, S, S) -> logits: `network` exported, in onnxruntime."""
     import onnxruntime
 
-    from src.exporting import export
+    from src.exported.exporting import export
 
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads

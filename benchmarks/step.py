@@ -32,8 +32,8 @@ def our_step(extra=()):
     """(settings, function that makes one update of ours, compiled by its first call)."""
     from model_utils import config, device
     from src.data.split import Split
-    from src.loop import start_phase
     from src.train_cells import dann
+    from src.training.loop import start_phase
 
     settings = config.load(["--device_target", "CPU", "--validation_size", "0", *extra])
     place = device.setup(settings)

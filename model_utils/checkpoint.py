@@ -3,7 +3,7 @@
 A training checkpoint is one MindSpore `.ckpt` file with a CRC32. It holds the network's parameters under
 their own names (so `mindspore.load_checkpoint` and `load_param_into_net` work on it), every other cell of
 `TrainCell.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
-resolved configuration. Randomness needs no state: it is a function of seed and step (src/noise.py).
+resolved configuration. Randomness needs no state: it is a function of seed and step (model_utils/noise.py).
 """
 
 import contextlib

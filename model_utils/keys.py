@@ -1,6 +1,6 @@
 """The keys every experiment has. A method adds its recipe's keys in its own file (`KEYS`)."""
 
-from model_utils.config import Key
+from model_utils.key import Key
 
 COMMON = {
     "method": Key("dann", "training method: the name of a module in src/train_cells"),

@@ -16,11 +16,12 @@ from mindspore import nn
 
 from model_utils import cli, collectives, device
 from model_utils.errors import UserError
-from src import loop, ops
+from src import ops
 from src.data.loader import TestLoader
 from src.data.split import Split
-from src.evaluate import Evaluator
-from src.losses import cross_entropy
+from src.evaluation.evaluate import Evaluator
+from src.losses.classification import cross_entropy
+from src.training import loop
 from tests import helpers
 
 BATCH = 6  # of each rank

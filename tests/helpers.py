@@ -97,7 +97,7 @@ def train(cell, first=0, last=None):
 
     Returns [(phase's name, {scalar: float})], one for each step.
     """
-    from src.loop import start_phase
+    from src.training.loop import start_phase
 
     logged, begin = [], 0
     last = sum(phase.steps for phase in cell.phases) if last is None else last

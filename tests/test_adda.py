@@ -448,8 +448,8 @@ def test_warp_keeps_the_centre():
 
 
 def run_in_process(*arguments):
-    from src import loop
     from src.train_cells import adda
+    from src.training import loop
 
     resolved = settings("--tensorboard", "false", *arguments)
     place = devices.setup(resolved)

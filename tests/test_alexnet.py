@@ -9,7 +9,7 @@ from helpers import tiny_config
 from mindspore import ops
 
 from model_utils.errors import UserError
-from src import exporting
+from src.exported import exporting
 from src.networks import alexnet, generalisation
 from src.networks.alexnet import AlexNet, load_published
 from src.ops import accelerate

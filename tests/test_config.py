@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model_utils import config
-from model_utils.config import Key
 from model_utils.errors import UserError
+from model_utils.key import Key
 from model_utils.keys import COMMON
 from src.train_cells import find_method, method_names
 

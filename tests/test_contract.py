@@ -14,8 +14,8 @@ from mindspore import nn
 from model_utils import checkpoint, config
 from model_utils.errors import UserError
 from model_utils.keys import COMMON
-from src import exporting
-from src.evaluate import Evaluator
+from src.evaluation.evaluate import Evaluator
+from src.exported import exporting
 from src.train_cells import find_method, method_names
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *TINY.glob("*[!s].yaml")])

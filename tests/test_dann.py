@@ -10,10 +10,10 @@ from mindspore import nn
 
 from model_utils import checkpoint, config
 from model_utils.errors import UserError
-from src.evaluate import Evaluator
+from src.evaluation.evaluate import Evaluator
 from src.networks.dann import DANN, DomainClassifier
-from src.schedules import one_cycle, reversal_strength
 from src.train_cells import dann
+from src.training.schedules import one_cycle, reversal_strength
 
 
 def test_network_has_the_published_number_of_parameters():

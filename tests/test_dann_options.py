@@ -8,13 +8,13 @@ from mindspore import nn, ops
 
 from model_utils import checkpoint
 from model_utils.errors import UserError
-from src import consistency
+from model_utils.noise import generator
 from src.data import augment
-from src.loop import start_phase
-from src.losses import GradientReversal
-from src.noise import generator
+from src.losses import consistency
+from src.losses.classification import GradientReversal
+from src.losses.virtual_adversarial import VirtualAdversary, add_scaled, divergence, unit
 from src.train_cells._dann_losses import Conditioning
-from src.virtual_adversarial import VirtualAdversary, add_scaled, divergence, unit
+from src.training.loop import start_phase
 
 # Every option at once, in a way in which each has something to do after four steps.
 OPTIONS = {

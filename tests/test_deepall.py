@@ -9,8 +9,8 @@ import pytest
 from helpers import ROOT, TINY, build, command, environment, refused, succeeded, tiny_config, train, values
 
 from benchmarks import generalisation as comparison
+from model_utils import noise
 from model_utils.errors import UserError
-from src import noise
 from src.networks import generalisation as networks
 from src.train_cells import find_method
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mindspore import nn, ops
 
 from model_utils.errors import UserError
-from src.networks.complexity import Complexity, complexity
+from src.evaluation.complexity import Complexity, complexity
 from src.networks.hardnet import VARIANTS, HarmonicBlock, PaddedMaxPool, block_plan, hardnet
 from src.ops import accelerate
 
@@ -24,9 +24,9 @@ def images(count=2, side=64, seed=0):
 
 
 def test_sizes_and_costs_are_the_published_ones():
-    """As `python -m src.networks.complexity` prints them."""
+    """As `python -m src.evaluation.complexity` prints them."""
     done = subprocess.run(
-        [sys.executable, "-m", "src.networks.complexity"],
+        [sys.executable, "-m", "src.evaluation.complexity"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

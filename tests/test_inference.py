@@ -19,8 +19,8 @@ import eval_onnx
 import infer
 from model_utils import checkpoint
 from model_utils.errors import UserError
-from src import exporting, inference, model_files
 from src.data._image_reader import ImageReader
+from src.exported import exporting, inference, model_files
 from src.networks.hardnet import hardnet
 from src.train_cells import find_method
 

@@ -13,7 +13,7 @@ from src.data import augment, pairs
 from src.data import load as load_data
 from src.data.loader import TestLoader, TrainLoader, fit, split_validation, to_float
 from src.data.split import Split
-from src.evaluate import Evaluator
+from src.evaluation.evaluate import Evaluator
 
 
 def numbered(count, size=2):

@@ -17,8 +17,8 @@ from mindspore import nn
 
 from model_utils import checkpoint, run_log
 from model_utils.errors import UserError
-from src import loop
 from src.train_cells import Phase, TrainCell
+from src.training import loop
 
 
 class Batches:
@@ -80,7 +80,7 @@ def domain_sets():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Curves are drawn by tests/test_commands.py; here they would take longer than all the rest."""
-    monkeypatch.setattr("src.plots.curves", lambda folder: None)
+    monkeypatch.setattr("src.evaluation.plots.curves", lambda folder: None)
     yield
     run_log.log.handlers.clear()
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.losses import GradientReversal, accuracy, cross_entropy, prediction_entropy
+from src.losses.classification import GradientReversal, accuracy, cross_entropy, prediction_entropy
 from src.networks.dann import DANN, DomainClassifier, InputNorm
-from src.schedules import one_cycle, reversal_strength, schedule
 from src.train_cells.dann import AdversarialLoss, DiscriminatorLoss
+from src.training.schedules import one_cycle, reversal_strength, schedule
 
 HALF = 4
 

@@ -10,11 +10,10 @@ from helpers import TINY, build, command, refused, succeeded, tiny_config, train
 from mindspore import nn, ops
 from test_masf_losses import global_loss, triplet_loss
 
-from model_utils import config
+from model_utils import config, noise
 from model_utils.errors import UserError
-from src import noise
-from src.loop import start_phase
 from src.train_cells import masf
+from src.training.loop import start_phase
 
 CONFIG = TINY / "masf.yaml"
 SIDE = 4  # the tiny network sees 4x4 mean values of a digit

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
-from src import episodic_losses
+from src.losses import episodic
 from src.networks.metric import MetricNetwork
-from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
+from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d
 
 
 def tensor(array, dtype=ms.float32):
@@ -53,7 +53,7 @@ def test_global_loss_is_the_definition(seed):
     logits = rng.normal(0, 4, (count, size, classes))
     # Few classes in some domains, so that some pair of domains misses one.
     labels = rng.integers(0, classes - seed % 2, (count, size))
-    value = episodic_losses.global_loss(
+    value = episodic.global_loss(
         tensor(logits.reshape(-1, classes)), tensor(labels.reshape(-1), ms.int32), count, 2.0
     )
     expected = global_loss(list(logits), list(labels), classes, 2.0)
@@ -63,7 +63,7 @@ def test_global_loss_is_the_definition(seed):
 def test_an_absent_class_gives_no_gradient_and_no_nan():
     logits = tensor(np.random.default_rng(0).normal(size=(8, 4)))
     labels = tensor([0, 0, 1, 1, 1, 1, 2, 2], ms.int32)  # only class 1 is in both domains
-    gradient = ops.grad(lambda x: episodic_losses.global_loss(x, labels, 2))(logits).asnumpy()
+    gradient = ops.grad(lambda x: episodic.global_loss(x, labels, 2))(logits).asnumpy()
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[[2, 3, 4, 5]]).min() > 0
     assert np.array_equal(gradient[[0, 1, 6, 7]], np.zeros((4, 4)))
@@ -72,7 +72,7 @@ def test_an_absent_class_gives_no_gradient_and_no_nan():
 def test_extreme_logits_are_clipped():
     logits = tensor([[500.0, -500.0], [-500.0, 500.0]])
     labels = tensor([0, 0], ms.int32)
-    value, gradient = ops.value_and_grad(lambda x: episodic_losses.global_loss(x, labels, 2))(logits)
+    value, gradient = ops.value_and_grad(lambda x: episodic.global_loss(x, labels, 2))(logits)
     # One certain of class 0, one of class 1: (1 - 1e-8)·(0 - ln 1e-8), in both directions, halved and over 2.
     assert float(value) == pytest.approx((1 - 1e-8) * -np.log(1e-8) / 2, rel=1e-5)
     assert np.isfinite(gradient.asnumpy()).all()
@@ -84,7 +84,7 @@ def test_triplet_loss_is_the_definition(seed):
     x = rng.normal(0, 0.5 + seed, (14, 3)).astype(np.float32)
     labels = rng.integers(0, 1 + seed % 5, 14)  # seed 0: a single class, so no negative at all
     margin = 10.0 if seed % 2 else 1.0
-    value = episodic_losses.semi_hard_triplet_loss(tensor(x), tensor(labels, ms.int32), margin)
+    value = episodic.semi_hard_triplet_loss(tensor(x), tensor(labels, ms.int32), margin)
     expected = triplet_loss(x.astype(np.float64), labels, margin)
     if seed % 5:
         assert float(value) == pytest.approx(expected, rel=1e-5)
@@ -93,7 +93,7 @@ def test_triplet_loss_is_the_definition(seed):
 def test_triplet_loss_without_a_pair_is_nothing():
     x = tensor(np.random.default_rng(0).normal(size=(4, 3)))
     labels = tensor([0, 1, 2, 3], ms.int32)
-    value, gradient = ops.value_and_grad(lambda e: episodic_losses.semi_hard_triplet_loss(e, labels, 10.0))(x)
+    value, gradient = ops.value_and_grad(lambda e: episodic.semi_hard_triplet_loss(e, labels, 10.0))(x)
     assert float(value) == 0 and not gradient.asnumpy().any()
 
 
@@ -101,7 +101,7 @@ def test_triplet_gradient_is_that_of_the_definition():
     rng = np.random.default_rng(3)
     x, labels = rng.normal(0, 2, (9, 2)), rng.integers(0, 3, 9)
     chosen = tensor(labels, ms.int32)
-    gradient = ops.grad(lambda e: episodic_losses.semi_hard_triplet_loss(e, chosen, 5.0))(tensor(x)).asnumpy()
+    gradient = ops.grad(lambda e: episodic.semi_hard_triplet_loss(e, chosen, 5.0))(tensor(x)).asnumpy()
     for row, column in ((0, 0), (4, 1), (8, 0)):
         step = np.zeros_like(x)
         step[row, column] = 1e-6
@@ -114,15 +114,15 @@ def test_task_loss_is_cross_entropy():
     logits, labels = rng.normal(0, 30, (7, 4)), rng.integers(0, 4, 7)
     log_sums = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     expected = (log_sums - logits[np.arange(7), labels]).mean()
-    value = episodic_losses.task_loss(tensor(logits), tensor(labels, ms.int32))
+    value = episodic.task_loss(tensor(logits), tensor(labels, ms.int32))
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_rows_of_each_domain_are_taken():
     values = tensor(np.arange(24).reshape(12, 2))
-    taken = episodic_losses.share_of_each(values, 3, 2).asnumpy()
+    taken = episodic.share_of_each(values, 3, 2).asnumpy()
     assert taken[:, 0].tolist() == [0, 2, 8, 10, 16, 18]
-    assert episodic_losses.share_of_each(tensor(np.arange(12), ms.int32), 3, 1).asnumpy().tolist() == [
+    assert episodic.share_of_each(tensor(np.arange(12), ms.int32), 3, 1).asnumpy().tolist() == [
         0,
         4,
         8,

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import generalisation_curves
 from model_utils.errors import UserError
-from src import plots
+from src.evaluation import plots
 
 
 def test_embedding_draws_every_domain(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ from helpers import train, values
 from mindspore import nn, ops
 
 from model_utils import checkpoint
-from src import losses, optim, precision
-from src.averaging import Average
-from src.evaluate import Evaluator, TopFiveEvaluator
-from src.schedules import warmup_and_decay
+from src.evaluation.evaluate import Evaluator, TopFiveEvaluator
+from src.losses import classification as losses
 from src.train_cells import Phase, _supervised
+from src.training import optim, precision
+from src.training.averaging import Average
+from src.training.schedules import warmup_and_decay
 
 CLASSES, SIDE = 3, 2
 

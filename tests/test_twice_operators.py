@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
 from src import ops as cpu_ops
-from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
 from src.ops._pool import Pool
 from src.ops._response import Response
+from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d
 
 
 def fast(kernel, stride):

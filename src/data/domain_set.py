@@ -3,8 +3,8 @@
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.noise import generator
 from src.data.split import Split
-from src.noise import generator
 
 
 class DomainSet:

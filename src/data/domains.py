@@ -8,8 +8,8 @@ import difflib
 
 import numpy as np
 
-from model_utils.config import Key
 from model_utils.errors import UserError, shortened
+from model_utils.key import Key
 from src.data import augment
 from src.data.domain_folders import Folders, Pacs
 from src.data.domain_set import thin_out

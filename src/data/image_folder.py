@@ -1,8 +1,8 @@
 """Labelled images in folders, `train/<class>/*` and `val/<class>/*`: ImageNet, Imagenette, and one's own.
 
 A training batch is a pure function of (seed, step, rank): files are decoded in a given order by MindSpore's
-C++ workers, and all that is random (order, crop, flip, jitter) is drawn from src/noise.py. MindSpore's own
-random operators could do neither: continue in the middle of an epoch, nor give the same with more workers.
+C++ workers, and all that is random (order, crop, flip, jitter) is drawn from model_utils/noise.py. MindSpore
+itself could do neither: continue in the middle of an epoch, nor give the same with more workers.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils.config import Key
 from model_utils.errors import UserError, shortened
+from model_utils.key import Key
+from model_utils.noise import generator
 from src.data._image_reader import ImageReader
 from src.data._prefetch import Prefetcher
-from src.noise import generator
 
 log = logging.getLogger("run")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from model_utils.errors import UserError
-from src.noise import generator
+from model_utils.noise import generator
 
 
 def fit(images, channels, size):

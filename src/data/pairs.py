@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from model_utils.config import Key
 from model_utils.errors import UserError
+from model_utils.key import Key
 from src import data
 from src.data.augment import CHOICES, build
 from src.data.loader import TestLoader, TrainLoader, split_validation

@@ -3,11 +3,11 @@
 import numpy as np
 
 from model_utils.errors import UserError
+from model_utils.noise import generator
 from src import data
 from src.data.demo_digits import GROUP_SIZE, digits
 from src.data.domain_set import DomainSet, divide, take
 from src.data.split import Split
-from src.noise import generator
 
 DIGITS = tuple(str(digit) for digit in range(10))
 

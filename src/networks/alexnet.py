@@ -6,7 +6,7 @@ from mindspore import nn, ops
 
 from model_utils.errors import UserError, shortened
 from model_utils.restricted_pickle import load_numpy_pickle
-from src.networks.twice_differentiable import LocalResponseNorm, max_pool
+from src.ops.twice_differentiable import LocalResponseNorm, max_pool
 
 SIZE = 227
 MEAN_BGR = (104.0, 117.0, 123.0)  # of ImageNet's pixels, 0 to 255, as Caffe subtracts them
@@ -72,7 +72,7 @@ class AlexNet(nn.Cell):
     def features_and_logits(self, images, keep6=None, keep7=None):
         """Second hidden layer before its own dropout (N, 4096), and logits (N, classes).
 
-        keep6, keep7: inverted-dropout masks (N, 4096) of src.noise.keep_mask, or None.
+        keep6, keep7: inverted-dropout masks (N, 4096) of model_utils.noise.keep_mask, or None.
         """
         features = self._hidden(images, keep6)
         return features, self.classifier(features if keep7 is None else features * keep7)

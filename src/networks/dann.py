@@ -37,7 +37,7 @@ class InputNorm(nn.Cell):
 class Backbone(nn.Cell):
     """Two convolutions; float32 (N, 3, 28, 28) in [0, 1] -> features (N, 800).
 
-    `keep` is the dropout mask from `src.noise.keep_mask`, (N, 50, 8, 8) or, to drop whole channels,
+    `keep` is the dropout mask from `model_utils.noise.keep_mask`, (N, 50, 8, 8) or, to drop whole channels,
     (N, 50, 1, 1); None for no dropout.
     """
 

@@ -6,11 +6,11 @@ would be gathered at weights that are then thrown away.
 
 from mindspore import nn
 
-from model_utils.config import Key
 from model_utils.errors import UserError
+from model_utils.key import Key
 from src.data import domains
 from src.networks import alexnet
-from src.networks.twice_differentiable import max_pool
+from src.ops.twice_differentiable import max_pool
 
 DIGITS_SIZE, PHOTOS_SIZE = 28, 64
 
@@ -19,7 +19,7 @@ class SmallNet(nn.Cell):
     """Convolutions, each with ReLU and 2x2 max pooling, one hidden layer, logits.
 
     float32 (N, 3, S, S) in [0, 1] -> (N, classes). The hidden layer (N, width) is `features`; `keep`, an
-    inverted-dropout mask (N, width) from src.noise.keep_mask, is laid over it, None drops nothing.
+    inverted-dropout mask (N, width) from model_utils.noise.keep_mask, is laid over it, None drops nothing.
 
     Args:
         layers: (input channels, output channels, kernel, stride, padding) of each convolution.

@@ -213,7 +213,7 @@ class HarDNet(nn.Cell):
         return ops.mean(x, (2, 3))
 
     def construct(self, images, keep=None, keep_block=None):
-        """Logits. Dropout masks come scaled, from `src.noise.keep_mask`; None for no dropout.
+        """Logits. Dropout masks come scaled, from `model_utils.noise.keep_mask`; None for no dropout.
 
         keep: (N, feature_channels), probability `dropout_rate`.
         keep_block: (N, block_channels, H / 32, W / 32), probability `block_dropout_rate`.

@@ -82,7 +82,7 @@ def _choose_plain_isa():
 def accelerate(network, second_order=False):
     """Let the eligible cells of `network` compute through the CPU operators, in place.
 
-    Every nn.Conv2d is eligible, and so are the cells of src/networks/twice_differentiable.py. Where an
+    Every nn.Conv2d is eligible, and so are the cells of src/ops/twice_differentiable.py. Where an
     nn.SequentialCell or a `chain.Chain` has a convolution followed by BatchNorm2d, MaxPool2d (pad_mode
     "valid"), ReLU or ReLU6, these run as one operator, which saves most of their time; so does such a row
     with a depthwise 3x3 convolution and its BatchNorm2d behind it.
@@ -133,8 +133,8 @@ def plain(network):
     """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
     from mindspore import nn
 
-    from src.networks.twice_differentiable import LocalResponseNorm, MaxPool2d
     from src.ops import _conv, _pool, _response, _stage
+    from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d
 
     own = {_conv.Conv2d: nn.Conv2d, _pool.Pool: MaxPool2d, _response.Response: LocalResponseNorm}
     cells = [(cell, type(cell)) for _, cell in network.cells_and_names() if type(cell) in own]

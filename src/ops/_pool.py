@@ -10,8 +10,8 @@ places int32, each the offset within its plane of H·W.
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from src.networks.twice_differentiable import MaxPool2d
 from src.ops import _conv
+from src.ops.twice_differentiable import MaxPool2d
 
 
 def _constant(x, geometry, out, dout):

@@ -7,8 +7,8 @@ keeps several tensors of its size.
 import mindspore as ms
 from mindspore import Tensor, nn
 
-from src.networks.twice_differentiable import LocalResponseNorm
 from src.ops import _conv
+from src.ops.twice_differentiable import LocalResponseNorm
 
 
 class _Gradient(nn.Cell):

@@ -1,8 +1,8 @@
 """The configuration keys of ADDA: the published recipe, then options, which are off by default."""
 
-from model_utils.config import Key
+from model_utils.key import Key
 from src.data import augment, pairs
-from src.schedules import ONE_CYCLE
+from src.training.schedules import ONE_CYCLE
 
 KEYS = {
     **pairs.keys("mnist", "data/mnist", "usps", "data/usps"),

@@ -3,7 +3,7 @@
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.losses import accuracy, cross_entropy, prediction_entropy
+from src.losses.classification import accuracy, cross_entropy, prediction_entropy
 
 TERMS = ("discriminator_loss", "mapping_loss", "class_loss", "entropy", "consistency", "domain_accuracy")
 

@@ -1,9 +1,9 @@
 """The configuration keys of DANN: the published recipe, then options, which are off by default."""
 
-from model_utils.config import Key
+from model_utils.key import Key
 from src.data import pairs
-from src.schedules import ONE_CYCLE
 from src.train_cells import _dann_refine
+from src.training.schedules import ONE_CYCLE
 
 KEYS = {
     **pairs.keys("mnist", "data/mnist", "mnist_m", "data/mnist_m"),

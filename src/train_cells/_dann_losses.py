@@ -4,8 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from src import noise
-from src.losses import GradientReversal, accuracy, cross_entropy, prediction_entropy
+from model_utils import noise
+from src.losses.classification import GradientReversal, accuracy, cross_entropy, prediction_entropy
 
 
 class PretrainLoss(nn.Cell):

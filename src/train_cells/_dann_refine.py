@@ -10,16 +10,16 @@ augmentation).
 import mindspore as ms
 from mindspore import nn, ops
 
-from model_utils.config import Key
+from model_utils import noise
 from model_utils.device import gradient_reducer, jit
-from src import noise
-from src.averaging import Average
-from src.consistency import KINDS, ClassThresholds, pseudo_label_loss, pseudo_labels
+from model_utils.key import Key
 from src.data.augment import STRONG, build
-from src.losses import accuracy, cross_entropy
+from src.losses.classification import accuracy, cross_entropy
+from src.losses.consistency import KINDS, ClassThresholds, pseudo_label_loss, pseudo_labels
 from src.ops import accelerate
-from src.optim import adam, set_learning_rate
-from src.schedules import schedule
+from src.training.averaging import Average
+from src.training.optim import adam, set_learning_rate
+from src.training.schedules import schedule
 
 KEYS = {
     "n_refine_epochs": Key(0, "epochs of self-training on the target after adversarial training", low=0),

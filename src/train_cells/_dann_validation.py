@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils.device import jit
-from src.evaluate import evaluating
+from src.evaluation.evaluate import evaluating
 
 
 class Validation:

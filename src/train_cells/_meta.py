@@ -3,8 +3,8 @@
 import mindspore as ms
 from mindspore import nn, ops
 
-from src import episodic_losses
-from src.optim import dot
+from src.losses import episodic
+from src.training.optim import dot
 
 
 class TaskLoss(nn.Cell):
@@ -15,7 +15,7 @@ class TaskLoss(nn.Cell):
         self.network = network
 
     def construct(self, images, labels, *masks):
-        return episodic_losses.task_loss(self.network(images, *masks), labels)
+        return episodic.task_loss(self.network(images, *masks), labels)
 
 
 class MetaLoss(nn.Cell):
@@ -34,13 +34,13 @@ class MetaLoss(nn.Cell):
 
     def construct(self, images, labels, *masks):
         features, logits = self.network.features_and_logits(images, *masks)
-        aligned = episodic_losses.global_loss(logits, labels, self.count, self.temperature)
+        aligned = episodic.global_loss(logits, labels, self.count, self.temperature)
         # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
-        features = episodic_losses.share_of_each(features, self.count, self.share)
+        features = episodic.share_of_each(features, self.count, self.share)
         # The value as it is, of the gradient the weighted share: φ above it gets the whole.
         features = self.local_weight * features + (1.0 - self.local_weight) * ops.stop_gradient(features)
-        chosen = episodic_losses.share_of_each(labels, self.count, self.share)
-        local = episodic_losses.semi_hard_triplet_loss(self.metric(features), chosen, self.margin)
+        chosen = episodic.share_of_each(labels, self.count, self.share)
+        local = episodic.semi_hard_triplet_loss(self.metric(features), chosen, self.margin)
         return self.global_weight * aligned + local, aligned, local
 
 

@@ -6,14 +6,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from model_utils.config import Key
+from model_utils import noise
 from model_utils.device import gradient_reducer, jit
-from src import noise, optim, precision
-from src.averaging import Average
-from src.losses import accuracy, smoothed_cross_entropy
+from model_utils.key import Key
+from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.ops import accelerate
-from src.schedules import DECAY_MODES, warmup_and_decay
 from src.train_cells import TrainCell, find_method
+from src.training import optim, precision
+from src.training.averaging import Average
+from src.training.schedules import DECAY_MODES, warmup_and_decay
 
 log = logging.getLogger("run")
 

@@ -14,18 +14,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from model_utils import checkpoint
+from model_utils import checkpoint, noise
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
-from src import noise
 from src.data import augment, pairs
 from src.networks.adda import Discriminator, LeNet
 from src.ops import accelerate
-from src.optim import adam, momentum, set_learning_rate
-from src.schedules import reversal_strength, schedule
 from src.train_cells import Phase, TrainCell
 from src.train_cells._adda_keys import ALIASES, KEYS  # noqa: F401 - part of a method's interface
 from src.train_cells._adda_losses import TERMS, AdaptLoss, SourceLoss, WarmUpLoss
+from src.training.optim import adam, momentum, set_learning_rate
+from src.training.schedules import reversal_strength, schedule
 
 log = logging.getLogger("run")
 

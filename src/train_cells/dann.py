@@ -8,18 +8,18 @@ lists them.
 import mindspore as ms
 import numpy as np
 
+from model_utils import noise
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
-from src import noise
 from src.data import pairs
+from src.losses.virtual_adversarial import VirtualAdversary, add_scaled
 from src.networks.dann import DANN, FEATURE_MAP, FEATURES, HIDDEN, DomainClassifier
 from src.ops import accelerate
-from src.optim import adam, set_learning_rate
-from src.schedules import reversal_strength, schedule
 from src.train_cells import Phase, TrainCell, _dann_keys, _dann_refine
 from src.train_cells._dann_losses import AdversarialLoss, Conditioning, DiscriminatorLoss, PretrainLoss
 from src.train_cells._dann_validation import Validation
-from src.virtual_adversarial import VirtualAdversary, add_scaled
+from src.training.optim import adam, set_learning_rate
+from src.training.schedules import reversal_strength, schedule
 
 KEYS = _dann_keys.KEYS
 

@@ -8,9 +8,9 @@ al. 2019 (arXiv 1910.13580).
 
 import dataclasses
 
-from model_utils.config import Key
+from model_utils.key import Key
 from src.data import domains
-from src.evaluate import Evaluator, held_out_accuracies
+from src.evaluation.evaluate import Evaluator, held_out_accuracies
 from src.networks import generalisation
 from src.train_cells import Phase
 from src.train_cells import _supervised as supervised

@@ -7,8 +7,8 @@ import numpy as np
 from mindspore import ops
 
 from model_utils import checkpoint
-from model_utils.config import Key
 from model_utils.errors import UserError
+from model_utils.key import Key
 from src.data import image_folder
 from src.networks.hardnet import VARIANTS, hardnet
 from src.train_cells import Phase

@@ -22,18 +22,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from model_utils.config import Key
+from model_utils import noise
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
-from src import noise
+from model_utils.key import Key
 from src.data import domains
-from src.evaluate import Evaluator, held_out_accuracies
+from src.evaluation.evaluate import Evaluator, held_out_accuracies
 from src.networks import generalisation
 from src.networks.metric import MetricNetwork
 from src.ops import accelerate
-from src.optim import adam, set_learning_rate
-from src.precision import share_parameters
-from src.schedules import ONE_CYCLE, schedule
 from src.train_cells import Phase, TrainCell
 from src.train_cells._meta import (
     Directional,
@@ -44,6 +41,9 @@ from src.train_cells._meta import (
     store,
     through_clipping,
 )
+from src.training.optim import adam, set_learning_rate
+from src.training.precision import share_parameters
+from src.training.schedules import ONE_CYCLE, schedule
 
 KEYS = {
     **domains.keys(),

@@ -16,10 +16,11 @@ from model_utils import checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import UserError
 from model_utils.modelarts import Outbox
-from src import result, run_folder
-from src.evaluate import evaluator
-from src.interrupt import Interrupt, Stopped
+from src.evaluation import result
+from src.evaluation.evaluate import evaluator
 from src.train_cells import accuracy_lines
+from src.training import run_folder
+from src.training.interrupt import Interrupt, Stopped
 
 log = logging.getLogger("run")
 
@@ -295,7 +296,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
     _log_plan(cell, config)
     plot_features = config.plot_features and device.is_main
     if plot_features:
-        from src import plots
+        from src.evaluation import plots
 
         before = plots.collect_features(cell, this.test_sets)
     try:
@@ -307,7 +308,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         this.evaluate(cell.phases[-1], metrics)
     if not device.is_main:
         return 0
-    from src import plots
+    from src.evaluation import plots
 
     checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and memory traffic of a network: `python -m src.networks.complexity`."""
+"""Parameters, multiply-accumulates and memory traffic of a network: `python -m src.evaluation.complexity`."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.evaluate import evaluating
+from src.evaluation.evaluate import evaluating
 from src.ops import plain
 
 

@@ -1,6 +1,6 @@
 """Trained networks in files, ready to run: ONNX in onnxruntime, MINDIR and checkpoints in MindSpore.
 
-What such a file says of itself (src/exporting.py, `describe`) takes the place of a configuration.
+What such a file says of itself (src/exported/exporting.py, `describe`) takes the place of a configuration.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from model_utils import config
 from model_utils.errors import UserError
 from model_utils.quiet import hide_errors
 from src.data import image_folder
-from src.exporting import PLAIN_TEXT, sidecar
+from src.exported.exporting import PLAIN_TEXT, sidecar
 
 KINDS = {"method": str, "settings": dict, "class_names": list, "image_size": int, "crop_pct": int | float}
 
@@ -25,7 +25,7 @@ class Model:
     Attributes:
         path: the file, or a run's folder.
         run: function float32 images (N, C, H, W) -> logits (N, K).
-        about: what `src.exporting.describe` returned, as far as the file knows; {} for a foreign one.
+        about: what `exporting.describe` returned, as far as the file knows; {} for a foreign one.
         batch_size: N, where the file fixes it, else None.
         size: side of the images, where the file fixes it, else None.
         place: a line that says what computes.
@@ -229,7 +229,7 @@ def _open_mindir(path, device_target, device_id):
 
 def _open_checkpoint(path, device_target, device_id, config_path):
     from model_utils import checkpoint
-    from src.exporting import describe
+    from src.exported.exporting import describe
     from src.train_cells import find_method
 
     arguments = [f"--ckpt_path={path}", *([f"--config={config_path}"] if config_path else [])]

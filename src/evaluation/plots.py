@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils.run_log import read_metrics
-from src.evaluate import evaluating
+from src.evaluation.evaluate import evaluating
 
 FIGURES = {
     "hyper_parameters.png": ("hyper-parameters", ("lr", "lambda")),

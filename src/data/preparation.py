@@ -1,0 +1,114 @@
+"""How images are prepared for a network: a record that travels with the network, its checkpoint and exports.
+
+There is one resizing rule for training, evaluation and inference: areas are averaged where an image shrinks,
+and values are interpolated linearly where it grows; the aspect ratio is kept and the middle is cut out.
+"""
+
+import dataclasses
+
+import numpy as np
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB values in [0, 1]
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What a network expects of its images.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 3 for RGB, 1 for grey.
+        crop_pct: evaluation resizes the short side to size / crop_pct and cuts the middle; 1: whole images.
+        mean, std: per channel, of values in [0, 1]; the network gets (value - mean) / std.
+        crop_scale_min: training cuts out a random share of the area, at least this; 1: as in evaluation.
+        flip: whether training mirrors images, each with probability 1/2.
+    """
+
+    size: int
+    channels: int = 3
+    crop_pct: float = 1.0
+    mean: tuple = (0.0, 0.0, 0.0)
+    std: tuple = (1.0, 1.0, 1.0)
+    crop_scale_min: float = 1.0
+    flip: bool = False
+
+    def normalise(self, images):
+        """float32 (N, C, H, W) in [0, 1] -> (value - mean) / std; the same array if that changes nothing."""
+        if not any(self.mean[: self.channels]) and set(self.std[: self.channels]) == {1.0}:
+            return images
+        mean, std = (
+            np.array(part[: self.channels], np.float32)[:, None, None] for part in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
+    def to_network(self, images):
+        """uint8 (N, S, S, 3) RGB, or (N, S, S) grey -> what the network gets, float32 (N, channels, S, S)."""
+        if images.ndim == 3:
+            planes = np.repeat(images[:, None], self.channels, 1)
+        elif self.channels == 1:
+            planes = np.round(images @ LUMA).astype(np.uint8)[:, None]
+        else:
+            planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        std = np.array(self.std[: self.channels], np.float32)
+        scale = np.float32(1) / (255 * std)
+        shift = np.array(self.mean[: self.channels], np.float32) / std
+        planes = planes.astype(np.float32)
+        planes *= scale[:, None, None]
+        if shift.any():
+            planes -= shift[:, None, None]
+        return planes
+
+    def view(self, image):
+        """The evaluation's view of one image: uint8 (H, W[, 3]) -> (size, size[, 3])."""
+        side = max(self.size, int(self.size / self.crop_pct))
+        height, width = image.shape[:2]
+        if height <= width:
+            height, width = side, max(side, int(side * width / height))
+        else:
+            height, width = max(side, int(side * height / width)), side
+        image = resize(image, height, width)
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return image[top : top + self.size, left : left + self.size]
+
+    def as_dict(self):
+        """What JSON can hold; `read` takes it back."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def resize(image, height, width):
+    """uint8 (H, W[, 3]) to another size: areas are averaged when shrinking, else linear between pixels."""
+    if image.shape[:2] == (height, width):
+        return image
+    import cv2
+
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def read(content):
+    """The Preparation that `as_dict` described; None for anything else, as it may come from a stranger."""
+    fields = {field.name for field in dataclasses.fields(Preparation)}
+    if not isinstance(content, dict) or set(content) != fields:
+        return None
+    numbers = [content[name] for name in ("size", "channels", "crop_pct", "crop_scale_min")]
+    lists = [content["mean"], content["std"]]
+    if not all(isinstance(part, list) and len(part) in (1, 3) for part in lists):
+        return None
+    if not all(
+        isinstance(n, int | float) and not isinstance(n, bool) for n in [*numbers, *lists[0], *lists[1]]
+    ):
+        return None
+    sane = (
+        isinstance(content["size"], int)
+        and 1 <= content["size"] <= 4096
+        and content["channels"] in (1, 3)
+        and 0 < content["crop_pct"] <= 1
+        and 0 < content["crop_scale_min"] <= 1
+        and isinstance(content["flip"], bool)
+        and all(value > 0 for value in content["std"])
+        and min(map(len, lists)) >= content["channels"]
+    )
+    if not sane:
+        return None
+    return Preparation(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
