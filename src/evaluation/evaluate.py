@@ -7,7 +7,6 @@ import numpy as np
 from mindspore import ops
 
 from model_utils.device import jit
-from src.train_cells import find_method
 
 TOP = 5
 
@@ -93,10 +92,9 @@ class TopFiveEvaluator(Evaluator):
         return {domain: best for domain, (best, _) in both.items()}
 
 
-def evaluator(network, config, device):
-    """The Evaluator that the configuration's method asks for."""
-    kind = TopFiveEvaluator if hasattr(find_method(config.method), "accuracy_lines") else Evaluator
-    return kind(network, config, device)
+def evaluator(network, config, device, top5):
+    """The Evaluator of a method that counts hits among the five largest logits, or not."""
+    return (TopFiveEvaluator if top5 else Evaluator)(network, config, device)
 
 
 def held_out_accuracies(evaluator, loaders):
@@ -106,7 +104,7 @@ def held_out_accuracies(evaluator, loaders):
 
 
 def _filled(loader):
-    """The loader's batches, the last one filled up with zero images, its labels as few as they were.
+    """The loader's batches, the last one filled up with zero images; its labels stay as few as there are.
 
     A short batch would compile a second graph.
     """

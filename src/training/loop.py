@@ -1,4 +1,4 @@
-"""The one training loop. It drives any `TrainCell` and never learns what a method does."""
+"""The one training loop. It drives any `Trainer` and never learns what a method does."""
 
 import contextlib
 import logging
@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from mindspore import nn
 from tqdm import tqdm
 
 from model_utils import checkpoint, run_log
@@ -18,23 +17,10 @@ from model_utils.errors import UserError
 from model_utils.modelarts import Outbox
 from src.evaluation import result
 from src.evaluation.evaluate import evaluator
-from src.train_cells import accuracy_lines
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
 log = logging.getLogger("run")
-
-
-def start_phase(cell, phase):
-    """Put every network of `cell` into training mode, then let the method prepare the phase.
-
-    MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
-    statistics, and a compiled step keeps the mode it was compiled in.
-    """
-    for part in cell.state().values():
-        if not isinstance(part, nn.Optimizer):
-            part.set_train(True)
-    cell.start_phase(phase)
 
 
 class Run:
@@ -49,7 +35,7 @@ class Run:
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
         self.accuracies = None  # of the last evaluation
-        self.evaluator = evaluator(cell.network, config, device)
+        self.evaluator = evaluator(cell.network, config, device, cell.COUNTS_TOP5)
         self.outbox = Outbox(config, enabled=device.is_main)
         self.total_steps = sum(phase.steps for phase in cell.phases)
         if self.total_steps == 0:
@@ -91,6 +77,7 @@ class Run:
             "trained": [self.trained_samples, self.trained_seconds],
             "oracle": self.oracle,
             "processes": self.device.world,
+            "classes": list(self.cell.task.classes),
             "config": self.config.as_dict(),
         }
 
@@ -133,7 +120,7 @@ class Run:
             for phase in self.cell.phases:
                 if self.step < begin + phase.steps:
                     phase.step = self.step - begin  # 0 unless the run resumes inside the phase
-                    start_phase(self.cell, phase)
+                    self.cell.start_phase(phase)
                     bar.set_description(phase.name)
                 while self.step < begin + phase.steps:
                     interrupt.listen()
@@ -223,7 +210,7 @@ class Run:
         metrics.write("test", self.step, named, phase=phase.name, seconds=seconds)
         shown = ", ".join(f"{domain} {value:.4f}" for domain, value in accuracies.items())
         log.info("step %d of %d, %.0f s: test accuracy %s", self.step, self.total_steps, seconds, shown)
-        for line in accuracy_lines(self.config.method, accuracies, top5):
+        for line in self.cell.accuracy_lines(accuracies, top5):
             log.info(line)
         self.accuracies = accuracies
 
