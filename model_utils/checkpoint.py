@@ -203,7 +203,7 @@ def load_network(network, path):
         path = newest(path)[0]
     values, _ = read(path)
     values = {name: value for name, value in values.items() if PREFIXED not in name}
-    _check_finite(values, path)
+    check_finite(values, path)
     fill({p.name: p for p in network.get_parameters()}, values, "network", f"checkpoint {path}")
     return path
 
@@ -211,11 +211,11 @@ def load_network(network, path):
 def load_cell(cell, path, what):
     """Fill one cell from a checkpoint that holds its parameters and nothing else."""
     values, _ = read(path)
-    _check_finite(values, path)
+    check_finite(values, path)
     fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
 
 
-def _check_finite(values, path):
+def check_finite(values, path):
     """A network with a weight that is no number classifies everything as class 0: say so instead."""
     for name, value in values.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():

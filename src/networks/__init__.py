@@ -21,6 +21,7 @@ from model_utils.errors import UserError
 from model_utils.key import Key
 from src.networks.heads import Bottleneck, Classifier, LinearHead
 
+DIGITS = 10  # classes of the digit data sets
 POLICIES = ("joint", "per_domain", "frozen")
 
 
@@ -186,3 +187,10 @@ def build(config, classes, twice=False, dropout=None):
     else:
         head = LinearHead(config.bottleneck, classes)
     return Classifier(backbone, neck, head, prepared, chosen)
+
+
+def class_count(config, values):
+    """The number of classes of a network's stored weights, {name: array}; `num_classes` where they don't tell."""
+    chosen, _ = find(config.network)
+    heads = sorted(n for n, v in values.items() if n.startswith(chosen.prefixes[1]) and v.ndim == 2)
+    return values[heads[-1]].shape[0] if heads else config.num_classes or DIGITS

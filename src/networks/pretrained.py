@@ -36,7 +36,7 @@ def load_initial(network, config):
         fill(network, values, f"the packaged weights of {config.network}")
         return
     path = Path(wanted)
-    if path.suffix == ".ckpt" or checkpoint.is_folder(path):
+    if path.suffix == ".ckpt" or path.is_dir():
         values, where = _of_checkpoint(path)
         if not set(values) & {p.name for p in network.backbone.get_parameters()}:
             values = family.read_published(variant, path, network)
@@ -47,7 +47,7 @@ def load_initial(network, config):
 
 def _of_checkpoint(path):
     """({name: array} of the network, which file it was) of a checkpoint or run folder."""
-    if checkpoint.is_folder(path):
+    if path.is_dir():
         path, values, _ = checkpoint.newest(path)
     else:
         values, _ = checkpoint.read(path)
