@@ -1,5 +1,10 @@
 """Evaluate a checkpoint on the test splits: python eval.py --ckpt_path FILE_OR_RUN_FOLDER [--key value …]"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 

@@ -1,5 +1,10 @@
 """Train a method: python train.py [--config configs/X.yaml] [--key value …]; --help lists the keys."""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 

@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM while training: remembered until the step is done and its state is saved."""
 
-import os
 import signal
+
+from model_utils import interrupts
 
 
 class Stopped(Exception):
@@ -15,8 +16,9 @@ class Stopped(Exception):
 class Interrupt:
     """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once.
 
-    MindSpore takes SIGINT for itself when it compiles or runs a graph, and turns it into SIGTERM; hence
-    `listen` before every step. After a Ctrl-C the exit status is 130 or 143, whichever got through.
+    In a program that called `interrupts.guard` SIGINT comes through that module, at any moment. Elsewhere
+    MindSpore takes it for itself when it compiles or runs a graph, and turns it into SIGTERM; hence `listen`
+    before every step.
     """
 
     def __init__(self):
@@ -36,7 +38,7 @@ class Interrupt:
 
     def _remember(self, number, frame):
         if self.number is not None:
-            os._exit(128 + number)
+            interrupts.leave(number)
         self.number = number  # no logging here: the signal may have come in the middle of a log line
 
     def __exit__(self, *_):
