@@ -37,15 +37,16 @@ def main():
     settings = config.load(sys.argv[1:], "eval.py", checkpoint_key="ckpt_path")
     if settings is None:
         return 0
-    from model_utils import device, modelarts, run_log
+    from model_utils import modelarts, run_log
     from src import ops
     from src.evaluation import result
     from src.evaluation.evaluate import evaluator
+    from src.setup.place import set_up
     from src.train_cells import accuracy_lines, find_method
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = device.setup(settings)
+    place = set_up(settings)
     run_log.setup(rank=place.rank)
     for note in place.notes:
         run_log.log.info(note)

@@ -45,15 +45,16 @@ def main():
     settings = config.load(sys.argv[1:], "export.py", checkpoint_key="ckpt_file")
     if settings is None:
         return 0
-    from model_utils import checkpoint, device, run_log
+    from model_utils import checkpoint, run_log
     from src.exported import exporting
+    from src.setup.place import set_up
     from src.train_cells import find_method
 
     if not settings.ckpt_file:
         raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
     method = find_method(settings.method)
     # An export holds MindSpore's own operators only: take the CPU setting that suits those.
-    place = device.setup(settings.replace(cpu_operator=False))
+    place = set_up(settings.replace(cpu_operator=False))
     run_log.setup()
     network = method.build_network(settings)
     used = checkpoint.load_network(network, settings.ckpt_file)

@@ -16,13 +16,14 @@ def main():
     settings = config.load(sys.argv[1:], "train.py")
     if settings is None:
         return 0
-    from model_utils import device, modelarts
+    from model_utils import modelarts
+    from src.setup.place import set_up
     from src.train_cells import find_method
     from src.training import loop
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = device.setup(settings)
+    place = set_up(settings)
 
     def build():
         return method.build(settings, place), method.test_sets(settings, place)
