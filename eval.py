@@ -1,5 +1,10 @@
 """Evaluate a checkpoint on the test splits: python eval.py --ckpt_path FILE_OR_RUN_FOLDER [--key value …]"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 
@@ -20,12 +25,12 @@ def main():
     from src.evaluation import result
     from src.evaluation.evaluate import evaluator
     from src.exported import trained
-    from src.setup import place as device
+    from src.setup.place import set_up
     from src.train_cells import find_method
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = device.set_up(settings)
+    place = set_up(settings)
     run_log.setup(rank=place.rank)
     for note in place.notes:
         run_log.log.info(note)

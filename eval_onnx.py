@@ -1,5 +1,10 @@
 """Evaluate an ONNX file on the test splits: python eval_onnx.py --onnx_path FILE --dataset_path DIR"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 

@@ -1,5 +1,10 @@
 """Export a checkpoint: python export.py --ckpt_file FILE_OR_RUN_FOLDER --file_format MINDIR|ONNX|AIR"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 from pathlib import Path
 
@@ -27,7 +32,10 @@ def comparison(settings, place, loaded, method):
         loader = next(reversed(task.test(preparation).values()))
         return loader.sample(count, settings.seed)[0], loaded.names or task.classes
     except UserError as error:
-        log.info("compared on photographs that come with scikit-image, because the test data are not there: %s", error)
+        log.info(
+            "compared on photographs that come with scikit-image, because the test data are not there: %s",
+            error,
+        )
         if loaded.names is None:
             log.info("the class names stay unknown")
     return demo_photos.prepared(preparation), loaded.names
@@ -41,14 +49,14 @@ def main():
         return 0
     from model_utils import modelarts, run_log
     from src.exported import exporting, trained
-    from src.setup import place as device
+    from src.setup.place import set_up
     from src.train_cells import find_method
 
     if not settings.ckpt_file:
         raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
     settings = modelarts.prepare(settings)
     # An export holds MindSpore's own operators only: take the CPU setting that suits those.
-    place = device.set_up(settings.replace(cpu_operator=False))
+    place = set_up(settings.replace(cpu_operator=False))
     run_log.setup()
     loaded = trained.load(settings, settings.ckpt_file)
     images, names = comparison(settings, place, loaded, find_method(settings.method))

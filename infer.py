@@ -6,6 +6,11 @@
 The model is an .onnx or .mindir file that export.py wrote, a .ckpt file or a run's folder.
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
 import glob
 import json

@@ -1,5 +1,10 @@
 """Train a method: python train.py [--config configs/X.yaml] [--key value …]; --help lists the keys."""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 
@@ -15,13 +20,13 @@ def main():
         return 0
     from model_utils import modelarts
     from src.data.tasks import open_task
-    from src.setup import place as device
+    from src.setup.place import set_up
     from src.train_cells import find_method
     from src.training import loop
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = device.set_up(settings)
+    place = set_up(settings)
 
     def build():
         task = open_task(settings, place, least_sources=method.LEAST_SOURCES)

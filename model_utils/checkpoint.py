@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model_utils import interrupts
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -44,14 +45,16 @@ def atomic(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # The original ending stays last: MindSpore's writers append their own if it is not there.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    leftovers = temporary, temporary.with_suffix(".tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with interrupts.unfinished(*leftovers):
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
         _fsync_folder(path.parent)
     finally:
-        for leftover in (temporary, temporary.with_suffix(".tmp")):
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
 
 

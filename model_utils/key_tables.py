@@ -4,6 +4,11 @@ Written from the keys themselves, so that the page can't say something else than
 nothing and fails if the page is not what the keys give.
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
 
 from model_utils import cli

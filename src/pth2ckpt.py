@@ -3,6 +3,11 @@
 Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise).
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import re
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 from model_utils.key import Key
-from src.data import augment, domains, image_folder, pairs
+from src.data import domains, image_folder, pairs
 
 
 def keys():

@@ -1,5 +1,3 @@
-import numpy as np
-
 from src.data import domains, image_folder, pairs
 from src.noise_compat import draw
 
@@ -14,12 +12,20 @@ class Task:
         elif self.form == "pair":
             self.classes = tuple("0123456789")
         else:
-            self.folder = image_folder.scan(image_folder.find_split(config.dataset_path, "train"), config.strict)
+            self.folder = image_folder.scan(
+                image_folder.find_split(config.dataset_path, "train"), config.strict
+            )
             self.classes = self.folder.classes
 
     def _pair(self, p, batch):
         c = self.config.replace(batch_size=batch)
-        return pairs.train_loaders(c, self.device, p.channels, p.size, lambda s, side: draw(s, getattr(c, side + "_dataset_name"), c.protocol, c.seed))
+        return pairs.train_loaders(
+            c,
+            self.device,
+            p.channels,
+            p.size,
+            lambda s, side: draw(s, getattr(c, side + "_dataset_name"), c.protocol, c.seed),
+        )
 
     def labelled(self, p, batch, joined):
         if self.form == "pair":
@@ -27,7 +33,21 @@ class Task:
         if self.form == "set":
             return domains.build_loaders(self.config.replace(image_size=p.size), self.device, batch)
         c = self.config
-        return {"train": image_folder.FolderTrainLoader(self.folder, batch, c.seed, p.size, rank=self.device.rank, world=self.device.world, color_jitter=c.color_jitter, scale=(p.crop_scale_min, 1.0), workers=c.num_parallel_workers, cache=c.cache, strict=c.strict)}
+        return {
+            "train": image_folder.FolderTrainLoader(
+                self.folder,
+                batch,
+                c.seed,
+                p.size,
+                rank=self.device.rank,
+                world=self.device.world,
+                color_jitter=c.color_jitter,
+                scale=(p.crop_scale_min, 1.0),
+                workers=c.num_parallel_workers,
+                cache=c.cache,
+                strict=c.strict,
+            )
+        }
 
     def unlabelled(self, p, batch):
         return {"target": self._pair(p, batch)[0]["target"]}
@@ -46,7 +66,16 @@ class Task:
             return domains.test_sets(self.config.replace(image_size=p.size), self.device)
         c = self.config
         folder = image_folder.scan(image_folder.find_split(c.dataset_path, "val"), c.strict)
-        return {"val": image_folder.FolderTestLoader(folder, min(c.batch_size, c.eval_batch_size), p.size, p.crop_pct, rank=self.device.rank, world=self.device.world)}
+        return {
+            "val": image_folder.FolderTestLoader(
+                folder,
+                min(c.batch_size, c.eval_batch_size),
+                p.size,
+                p.crop_pct,
+                rank=self.device.rank,
+                world=self.device.world,
+            )
+        }
 
 
 def open_task(config, device, classes=None, least_sources=1):

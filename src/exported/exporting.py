@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
+from model_utils import interrupts
 from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
 from model_utils.keys import COMMON
@@ -114,7 +115,7 @@ def _trace_input(images, batch_size):
 
 def _mindspore_export(network, inputs, path, file_format):
     """MindSpore refuses paths with a space or an umlaut: it gets a plain one, and the file is copied."""
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+    with tempfile.TemporaryDirectory(prefix="export-") as folder, interrupts.unfinished(folder):
         written = Path(folder) / f"network{path.suffix}"
         ms.export(network, inputs, file_name=str(written), file_format=file_format)
         shutil.copyfile(written, path)

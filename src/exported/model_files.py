@@ -252,10 +252,10 @@ def _open_checkpoint(path, device_target, device_id, config_path):
 
 
 def _set_up(device_target, device_id, cpu_operator=True):
-    from model_utils import device
+    from src.setup.place import set_up
 
     options = {"device_target": device_target, "device_id": device_id, "cpu_operator": cpu_operator}
-    device.setup(config.load([f"--{name}={value}" for name, value in options.items()]))
+    set_up(config.load([f"--{name}={value}" for name, value in options.items()]))
 
 
 def _folder_names(dataset_path):

@@ -40,7 +40,9 @@ def keys():
         ),
         "num_classes": Key(0, "number of classes; 0: as many as the labelled data have", low=0),
         "bottleneck": Key(
-            0, "units of a dense layer with batch normalisation between backbone and class head; 0: none", low=0
+            0,
+            "units of a dense layer with batch normalisation between backbone and class head; 0: none",
+            low=0,
         ),
         "freeze_backbone": Key(
             False, "train only what follows the backbone; its batch normalisation keeps its statistics, too"
@@ -51,7 +53,9 @@ def keys():
             "together, per_domain those of each domain for itself, frozen keeps the stored ones",
             choices=POLICIES,
         ),
-        "image_size": Key(0, "side of the square images the network gets, pixels; 0: the network's own", low=0, high=4096),
+        "image_size": Key(
+            0, "side of the square images the network gets, pixels; 0: the network's own", low=0, high=4096
+        ),
         "crop_pct": Key(
             0.0,
             "evaluation: image_size as a share of the side the image is resized to; 0: the network's own",
@@ -59,7 +63,10 @@ def keys():
             high=1,
         ),
         "dropout": Key(
-            0.5, "dropout probability of networks dann, digits, photos and alexnet; others have their own", low=0, below=1
+            0.5,
+            "dropout probability of networks dann, digits, photos and alexnet; others have their own",
+            low=0,
+            below=1,
         ),
     }
 
@@ -109,7 +116,9 @@ class Family:
         Raises:
             UserError: no such format is known for this family, or the file is not of it.
         """
-        raise UserError(f"pretrained: {path} is no checkpoint (.ckpt); no other format is known for this network")
+        raise UserError(
+            f"pretrained: {path} is no checkpoint (.ckpt); no other format is known for this network"
+        )
 
 
 def check_size(name, preparation, size):
@@ -150,14 +159,20 @@ def find(name):
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     short = [known for known in names if "/" not in known]
-    raise UserError(f"network: {name!r:.60} does not exist; {hint}networks: {', '.join(short)}, mindcv/<name>")
+    raise UserError(
+        f"network: {name!r:.60} does not exist; {hint}networks: {', '.join(short)}, mindcv/<name>"
+    )
 
 
 def preparation(config):
     """The `Preparation` of the configuration's network: its own, with the configuration's size and crops."""
     chosen, variant = find(config.network)
     own = chosen.preparation(variant, config)
-    changes = {"size": config.image_size, "crop_pct": config.crop_pct, "crop_scale_min": config.crop_scale_min}
+    changes = {
+        "size": config.image_size,
+        "crop_pct": config.crop_pct,
+        "crop_scale_min": config.crop_scale_min,
+    }
     changes = {name: value for name, value in changes.items() if value}
     if config.flip != "auto":
         changes["flip"] = config.flip == "true"

@@ -64,7 +64,9 @@ class Classifier(nn.Cell):
         of_backbone, of_head = (tuple(m for m in part.masks if m[1] > 0) for part in (backbone, head))
         self.masks, self.split = (*of_backbone, *of_head), len(of_backbone)
         order = range(len(self.masks))
-        self.draw_order = (*order[self.split :], *order[: self.split]) if family.head_draws_first else tuple(order)
+        self.draw_order = (
+            (*order[self.split :], *order[: self.split]) if family.head_draws_first else tuple(order)
+        )
         self.preparation, self.classes = preparation, head.classes
         self.head_prefixes = tuple({family.prefixes[1], "classifier."})
 

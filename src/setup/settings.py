@@ -59,7 +59,9 @@ def load(argv, program="train.py", checkpoint_key=None):
         raise UserError("--config needs a file, e.g. --config configs/demo.yaml")
     overlay = config.read_yaml(overlay_path) if overlay_path else {}
     stored = _stored(given, overlay, checkpoint_key)
-    method = str(next((part["method"] for part in (given, overlay, stored) if "method" in part), base["method"]))
+    method = str(
+        next((part["method"] for part in (given, overlay, stored) if "method" in part), base["method"])
+    )
     names = aliases(method)
     layers = [
         (_own_names(stored, names, "stored with the checkpoint"), "stored with the checkpoint"),
@@ -133,10 +135,14 @@ def _unknown(name, keys, where, method):
     """A UserError that names the nearest known key, or the method or network that has this one."""
     for other in method_names():
         if other != method and (name in find_method(other).KEYS or name in find_method(other).ALIASES):
-            return UserError(f"unknown key {name} ({where}): it belongs to method {other}; add --method {other}")
+            return UserError(
+                f"unknown key {name} ({where}): it belongs to method {other}; add --method {other}"
+            )
     for module in networks.modules():
         if name in networks.family(module).keys:
-            return UserError(f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}")
+            return UserError(
+                f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
+            )
     nearest = difflib.get_close_matches(name, [*keys, *aliases(method)], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return UserError(f"unknown key {name} ({where}): {hint}")

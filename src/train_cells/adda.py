@@ -78,9 +78,7 @@ class Method(trainer.Trainer):
         ),
         "consistency_augment": Key("affine", "that augmentation", choices=augment.CHOICES[1:]),
         "confidence": Key(0.9, "probability from which a prediction counts as confident", low=0, below=1),
-        "gamma": Key(
-            10.0, "how fast λ(p) = 2/(1+exp(-gamma·p)) - 1 grows over adversarial training", low=0
-        ),
+        "gamma": Key(10.0, "how fast λ(p) = 2/(1+exp(-gamma·p)) - 1 grows over adversarial training", low=0),
     }
     # Names that users of the published code know, and the keys they stand for.
     ALIASES = {

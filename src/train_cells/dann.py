@@ -53,10 +53,10 @@ class Method(trainer.Trainer):
         "n_pretrain_epochs": Key(100, "epochs of source-only training", low=0),
         "n_epoch": Key(100, "epochs of adversarial training", low=0),
         "steps_per_epoch": Key(0, "steps in an epoch; 0: as many as the smaller domain fills", low=0),
-        "lr": Key(0.001, "learning rate of pre-training, and of both classifiers (peak, if scheduled)", above=0),
-        "lr_backbone_s": Key(
-            0.002, "learning rate of the backbone in adversarial training (peak)", above=0
+        "lr": Key(
+            0.001, "learning rate of pre-training, and of both classifiers (peak, if scheduled)", above=0
         ),
+        "lr_backbone_s": Key(0.002, "learning rate of the backbone in adversarial training (peak)", above=0),
         "adversary": Key(
             "reversal",
             "reversal: one step through a gradient reversal layer; alternate: discriminator and backbone in turn",
@@ -95,7 +95,9 @@ class Method(trainer.Trainer):
             low=0,
             below=1,
         ),
-        "backbone_ckpt_file": Key("", "eval.py: checkpoint of the backbone (best_backbone_t.ckpt)", path=True),
+        "backbone_ckpt_file": Key(
+            "", "eval.py: checkpoint of the backbone (best_backbone_t.ckpt)", path=True
+        ),
         "classifier_ckpt_file": Key(
             "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
         ),
@@ -185,13 +187,18 @@ class Method(trainer.Trainer):
             thresholds.update_parameters_name("thresholds.")
             self.parts["thresholds"] = thresholds
         self._copy(self.network, student)
-        self.teaching = Average(
-            Trainable(student), Trainable(self.network), config.teacher_decay, config
+        self.teaching = Average(Trainable(student), Trainable(self.network), config.teacher_decay, config)
+        optimizer = self.new_optimizer(
+            "student", ms.ParameterTuple(student.trainable_params()), config.lr_refine
         )
-        optimizer = self.new_optimizer("student", ms.ParameterTuple(student.trainable_params()), config.lr_refine)
         lowered = precision.lower(student, config.amp_level)
         loss = StudentLoss(
-            lowered, self.network, config.pseudo_weight, config.pseudo_kind, config.pseudo_threshold, thresholds
+            lowered,
+            self.network,
+            config.pseudo_weight,
+            config.pseudo_kind,
+            config.pseudo_threshold,
+            thresholds,
         )
         self.add_update("refine", loss, {"student": optimizer})
 

@@ -29,9 +29,7 @@ class Method(supervised.Method):
         "label_smooth_factor": Key(0.0, "share of each label spread over all classes", low=0, below=1),
         "lr_init": Key(0.0, "learning rate that the warm-up starts from", low=0),
         "lr_max": Key(1e-3, "learning rate after the warm-up", above=0),
-        "warmup_epochs": Key(
-            0, "epochs of linear warm-up, part of all epochs; one_cycle has its own", low=0
-        ),
+        "warmup_epochs": Key(0, "epochs of linear warm-up, part of all epochs; one_cycle has its own", low=0),
         "lr_decay_mode": Key(
             "constant",
             supervised.Method.KEYS["lr_decay_mode"].help,

@@ -70,9 +70,7 @@ class Method(trainer.Trainer):
         "lr_init": Key(0.05, "learning rate that the warm-up starts from", low=0),
         "lr_max": Key(0.1, "learning rate after the warm-up", above=0),
         "lr_end": Key(1e-5, "learning rate at the end of modes cosine and poly", low=0),
-        "warmup_epochs": Key(
-            5, "epochs of linear warm-up, part of all epochs; one_cycle has its own", low=0
-        ),
+        "warmup_epochs": Key(5, "epochs of linear warm-up, part of all epochs; one_cycle has its own", low=0),
         "lr_decay_mode": Key(
             "cosine",
             "after the warm-up: cosine or poly to lr_end; step: a tenth at 30, 60 and 80 % of all steps; "

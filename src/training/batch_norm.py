@@ -26,4 +26,6 @@ def set_frozen(network):
 
 def statistics(network):
     """ParameterTuple of the running means and variances of a network; empty without batch normalisation."""
-    return ms.ParameterTuple([p for norm in batch_norms(network) for p in (norm.moving_mean, norm.moving_variance)])
+    return ms.ParameterTuple(
+        [p for norm in batch_norms(network) for p in (norm.moving_mean, norm.moving_variance)]
+    )

@@ -42,14 +42,18 @@ def keys():
         "lr_schedule": Key(
             "constant", "learning rate over a phase: constant, one_cycle, or cosine to 0", choices=RATE_MODES
         ),
-        "backbone_lr_factor": Key(1.0, "learning rate of the backbone as a share of the others'", low=0, high=1),
+        "backbone_lr_factor": Key(
+            1.0, "learning rate of the backbone as a share of the others'", low=0, high=1
+        ),
         "amp_level": Key(
             "O0",
             "float16 in training: O0 nowhere, O1 in convolutions and dense layers, O2 in all but batch "
             "normalisation, O3 everywhere; weights, evaluation and export stay float32",
             choices=precision.LEVELS,
         ),
-        "loss_scale": Key(1024.0, "factor of the loss at O1 to O3 (dynamic: at first); not used at O0", low=1),
+        "loss_scale": Key(
+            1024.0, "factor of the loss at O1 to O3 (dynamic: at first); not used at O0", low=1
+        ),
         "loss_scale_mode": Key(
             "static",
             "dynamic: gradients that overflow are skipped and halve the scale, 1000 good steps double it",
@@ -338,7 +342,9 @@ class Trainer:
     def _check_batch(self):
         config = self.config
         normalises = has_batch_norm(self.network.head) or (
-            has_batch_norm(self.network.backbone) and not config.freeze_backbone and config.batch_norm != "frozen"
+            has_batch_norm(self.network.backbone)
+            and not config.freeze_backbone
+            and config.batch_norm != "frozen"
         )
         if self.smallest_batch < 2 and (normalises or config.bottleneck):
             raise UserError("batch_size: batch normalisation needs at least 2 images; choose a larger one")
