@@ -18,8 +18,8 @@ COMPARED_LARGE, LARGE = 16, 100 * 100  # of images with more pixels than that
 def comparison(settings, place, loaded, method):
     """(real images float32 (N, C, S, S) to compare on, class names or None).
 
-    The images are of the test data; where these are not at hand, photographs that come with scikit-image serve:
-    weights can then be exported without the data they were trained on.
+    The images are of the test data; where these are not at hand, photographs that come with scikit-image
+    serve: weights can then be exported without the data they were trained on.
     """
     from model_utils.run_log import log
     from src.data import demo_photos

@@ -1,4 +1,5 @@
-"""A resolved configuration, and how YAML files and command lines are read; src/setup/settings.py puts them together.
+"""A resolved configuration, and how YAML files and command lines are read; src/setup/settings.py puts them
+together.
 
 Nothing is read or parsed at import.
 """

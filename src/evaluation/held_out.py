@@ -10,8 +10,8 @@ def figures(forward, held_out, with_domains):
     """Mean losses in nats and accuracies by name, {} if nothing is held out.
 
     Args:
-        forward: function (images as a Tensor, side) -> (class logits, domain logits), Tensors; side is "source" or
-            "target".
+        forward: function (images as a Tensor, side) -> (class logits, domain logits), Tensors; side is
+            "source" or "target".
         held_out: None, or {"source": loader, "target": loader whose labels are not read, or no such entry}.
         with_domains: whether the domain figures mean anything in this phase.
     """

@@ -1,4 +1,6 @@
-"""A trained network out of a checkpoint, with the names of its classes: what evaluation, export and inference need."""
+"""A trained network out of a checkpoint, with the names of its classes: what evaluation, export and inference
+need.
+"""
 
 import dataclasses
 import logging
@@ -48,7 +50,9 @@ def load(settings, path):
 
 
 def load_parts(settings, method):
-    """The network whose parts are given in several files (`Trainer.published_parts`), or None if none is given."""
+    """The network whose parts are given in several files (`Trainer.published_parts`), or None if none is
+    given.
+    """
     network = networks.build(settings, settings.num_classes or networks.DIGITS)
     parts = method.published_parts(network, settings)
     given = {key: (part, path) for key, (part, path) in parts.items() if path}

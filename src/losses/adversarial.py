@@ -69,17 +69,18 @@ class Conditioning(nn.Cell):
 class AdversarialLoss(nn.Cell):
     """Class loss, domain loss and target entropy of one source and one target batch.
 
-    Inputs: images (2N, C, S, S), source rows first; labels (N,); domains (2N,), zeros then ones; `reverse`, the
-    scalar Tensor that the domain loss's gradient is multiplied by (negated) on its way into the backbone;
-    `weights` (2,), the factors of the domain loss and of the target entropy in the total; then the dropout masks
-    of the 2N rows.
+    Inputs: images (2N, C, S, S), source rows first; labels (N,); domains (2N,), zeros then ones; `reverse`,
+        the scalar Tensor that the domain loss's gradient is multiplied by (negated) on its way into the
+        backbone; `weights` (2,), the factors of the domain loss and of the target entropy in the total; then
+        the dropout masks of the 2N rows.
 
     Args:
         network, domain_classifier: images -> logits, and features -> domain logits.
         joint: whether both domains go through the backbone as one batch.
         use_entropy: whether the target entropy is computed.
         fool: invert the domain labels: the generator's loss of the alternating adversary.
-        conditioning: None, or the Conditioning that joins features and class logits for the domain classifier.
+        conditioning: None, or the Conditioning that joins features and class logits for the domain
+            classifier.
 
     Returns the total and (class loss, domain loss source + target, entropy, class and domain accuracy).
     """

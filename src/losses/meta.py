@@ -23,8 +23,9 @@ class TaskLoss(nn.Cell):
 class MetaLoss(nn.Cell):
     """Global and local loss over all domains, the meta-test domain last: (sum to differentiate, the two).
 
-    The sum's gradient with respect to the network is that of global_weight·global + local_weight·local, and with
-    respect to the metric network, which has its own learning rate, that of the local loss; both times `scale`.
+    The sum's gradient with respect to the network is that of global_weight·global + local_weight·local, and
+    with respect to the metric network, which has its own learning rate, that of the local loss; both times
+    `scale`.
     """
 
     def __init__(self, network, metric, count, config, scale=1.0):
@@ -40,7 +41,8 @@ class MetaLoss(nn.Cell):
         aligned = episodic.global_loss(logits, labels, self.count, self.temperature)
         # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
         features = episodic.share_of_each(features, self.count, self.share)
-        # The value stays; the gradient for the network is scaled by local_weight, the metric network's is not.
+        # The value stays; the gradient for the network is scaled by local_weight, the metric network's is
+        # not.
         features = self.local_weight * features + (1.0 - self.local_weight) * ops.stop_gradient(features)
         chosen = episodic.share_of_each(labels, self.count, self.share)
         embeddings = ops.cast(self.metric(features), ms.float32)

@@ -11,10 +11,10 @@ from src.losses.consistency import pseudo_label_loss, pseudo_labels
 class StudentLoss(nn.Cell):
     """Cross-entropy of N labelled source images plus `weight` times the cost of N pseudo-labels.
 
-    Inputs: source images (N, C, S, S) and labels (N,); target images as the student sees them and as the teacher
-    does (N, C, S, S); dropout masks of 2N rows, source first. The teacher gets no gradient; it normalises by the
-    target batch it sees, and its running statistics become those of the target (adaptive batch normalisation, Li
-    et al. 2016, arXiv 1603.04779).
+    Inputs: source images (N, C, S, S) and labels (N,); target images as the student sees them and as the
+        teacher does (N, C, S, S); dropout masks of 2N rows, source first. The teacher gets no gradient; it
+        normalises by the target batch it sees, and its running statistics become those of the target
+        (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
 
     Args:
         student, teacher: networks of the same kind.

@@ -1,14 +1,16 @@
 """The contract of a network, and how one is found by its name.
 
-A network is a backbone with a class head. One module of this package is one family of backbones; it holds a class
-`Family(networks.Family)`, and a network's name is the module's name followed by a variant: `hardnet39ds` is
-variant "39ds" of src/networks/hardnet.py, `mindcv/resnet18` variant "/resnet18" of src/networks/mindcv.py.
+A network is a backbone with a class head. One module of this package is one family of backbones; it holds a
+class `Family(networks.Family)`, and a network's name is the module's name followed by a variant:
+`hardnet39ds` is variant "39ds" of src/networks/hardnet.py, `mindcv/resnet18` variant "/resnet18" of
+src/networks/mindcv.py.
 
     find("hardnet39ds")          -> (Family, "39ds")
     build(config, 7)             -> Classifier: images -> logits of 7 classes
     preparation(config)          -> how its images are prepared
 
-Methods see `Classifier` only: `features`, `classify`, `feature_size`, `masks`. They know no layer of any backbone.
+Methods see `Classifier` only: `features`, `classify`, `feature_size`, `masks`. They know no layer of any
+backbone.
 """
 
 import dataclasses
@@ -205,7 +207,9 @@ def build(config, classes, twice=False, dropout=None):
 
 
 def class_count(config, values):
-    """The number of classes of a network's stored weights, {name: array}; `num_classes` where they don't tell."""
+    """The number of classes of a network's stored weights, {name: array}; `num_classes` where they don't
+    tell.
+    """
     chosen, _ = find(config.network)
     heads = sorted(n for n, v in values.items() if n.startswith(chosen.prefixes[1]) and v.ndim == 2)
     return values[heads[-1]].shape[0] if heads else config.num_classes or DIGITS

@@ -81,8 +81,9 @@ class Family(networks.Family):
 def published(path, shapes):
     """{parameter: array} of all layers but the classifier out of `bvlc_alexnet.npy`.
 
-    The file is a pickle of {layer: [weights, biases]}. Weights there are (height, width, input, output) and (input,
-    output), the first dense layer's input in the order height, width, channel. Nothing in it is executed; its fc8
+    The file is a pickle of {layer: [weights, biases]}. Weights there are (height, width, input, output) and
+    (input, output), the first dense layer's input in the order height, width, channel. Nothing in it is
+    executed; its fc8
     is not used: the classes are others.
 
     Args:

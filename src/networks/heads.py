@@ -6,7 +6,9 @@ HIDDEN = 100
 
 
 class LinearHead(nn.Cell):
-    """Features (N, D) -> class logits (N, K): a dense layer, `keep` an inverted-dropout mask (N, D) before it."""
+    """Features (N, D) -> class logits (N, K): a dense layer, `keep` an inverted-dropout mask (N, D) before
+    it.
+    """
 
     def __init__(self, features, classes, dropout=0.0):
         super().__init__(auto_prefix=False)
@@ -35,8 +37,8 @@ class Classifier(nn.Cell):
 
     float32 (N, C, S, S), prepared as `preparation` says, -> (N, K).
 
-    Parameters are called as in the published networks, whatever cells hold them: the backbone's and the head's names
-    get the two prefixes of the family, the bottleneck's "bottleneck.".
+    Parameters are called as in the published networks, whatever cells hold them: the backbone's and the
+        head's names get the two prefixes of the family, the bottleneck's "bottleneck.".
 
     Args:
         family: the networks.Family that the backbone belongs to.
@@ -44,8 +46,8 @@ class Classifier(nn.Cell):
     Attributes:
         backbone, neck, head: the parts; neck is None without a bottleneck.
         feature_size: D of `features`.
-        masks: ((shape of one image's mask, probability > 0), …), the dropout masks of `construct` in the order of
-            its arguments; the first `split` of them are the backbone's.
+        masks: ((shape of one image's mask, probability > 0), …), the dropout masks of `construct` in the
+            order of its arguments; the first `split` of them are the backbone's.
         draw_order: positions in `masks`, in the order in which a step draws them.
         preparation: how images are prepared.
         classes: K.

@@ -17,9 +17,9 @@ class InputNorm(nn.Cell):
     """Images in [0, 1] -> network input, inside the network so that an exported model needs no recipe.
 
     Args:
-        kind: "none" maps [0, 1] to [-1, 1]; "unit" leaves [0, 1] as it is; "instance" subtracts each image's mean
-            and divides by its standard deviation, per channel (Ulyanov et al. 2016, arXiv 1607.08022, without
-            affine part).
+        kind: "none" maps [0, 1] to [-1, 1]; "unit" leaves [0, 1] as it is; "instance" subtracts each image's
+            mean and divides by its standard deviation, per channel (Ulyanov et al. 2016, arXiv 1607.08022,
+            without affine part).
 
     Inputs and outputs: float32 (N, C, H, W).
     """

@@ -58,7 +58,8 @@ def fill(network, values, where):
     """Copy {name: array} into a Classifier: the backbone whole, bottleneck and head where they fit.
 
     Raises:
-        UserError: the backbone's names or shapes are others, or a value is not finite; nothing was changed then.
+        UserError: the backbone's names or shapes are others, or a value is not finite; nothing was changed
+            then.
     """
     for name, value in values.items():
         if not np.isfinite(value).all():

@@ -1,8 +1,8 @@
 """The configuration of an experiment: config.yaml, then an overlay, then the command line.
 
-The keys of an experiment are those of every experiment (model_utils/keys.py), of the data (src/data/keys.py), of
-the network and its family (src/networks), of training (src/training/trainer.py), and of the method.
-`load` is the only entry point of the commands.
+The keys of an experiment are those of every experiment (model_utils/keys.py), of the data (src/data/keys.py),
+of the network and its family (src/networks), of training (src/training/trainer.py), and of the method. `load`
+is the only entry point of the commands.
 """
 
 import dataclasses
@@ -76,7 +76,8 @@ def load(argv, program="train.py", checkpoint_key=None):
     )
     keys = schema(method, network)
     if (method, network) != (base["method"], base["network"]):
-        # config.yaml's common keys hold for every experiment, its recipe only for the method and network it names.
+        # config.yaml's common keys hold for every experiment, its recipe only for the method and network it
+        # names.
         base = {name: value for name, value in base.items() if name in COMMON}
     layers[0] = ({name: value for name, value in layers[0][0].items() if name in keys}, layers[0][1])
     values = {name: key.default for name, key in keys.items()}

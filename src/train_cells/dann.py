@@ -1,10 +1,10 @@
 """DANN: domain-adversarial training of neural networks (Ganin & Lempitsky 2015, arXiv 1409.7495).
 
-Three phases: pre-training on the source, adversarial training, and, if asked for, self-training on the target:
-after DIRT-T (Shu et al. 2018, arXiv 1802.08735: refinement without the adversary), self-ensembling (French et al.
-2018, arXiv 1706.05208: averaged teacher that normalises by target batches, confidence threshold) and FixMatch
-(Sohn et al. 2020, arXiv 2001.07685: the teacher sees the image as it is, the student a strong augmentation).
-Options of later papers are off by default.
+Three phases: pre-training on the source, adversarial training, and, if asked for, self-training on the
+    target: after DIRT-T (Shu et al. 2018, arXiv 1802.08735: refinement without the adversary),
+    self-ensembling (French et al. 2018, arXiv 1706.05208: averaged teacher that normalises by target batches,
+    confidence threshold) and FixMatch (Sohn et al. 2020, arXiv 2001.07685: the teacher sees the image as it
+    is, the student a strong augmentation). Options of later papers are off by default.
 """
 
 import mindspore as ms

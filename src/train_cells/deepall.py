@@ -1,7 +1,8 @@
 """DeepAll: plain training on the joined source domains, what domain generalisation is compared with.
 
-The network, its initial weights (by seed), the batches and the number of steps are those of MASF with the same keys:
-only what is done with them differs. The name and the comparison are those of Dou et al. 2019 (arXiv 1910.13580).
+The network, its initial weights (by seed), the batches and the number of steps are those of MASF with the
+same keys: only what is done with them differs. The name and the comparison are those of Dou et al. 2019
+(arXiv 1910.13580).
 """
 
 from model_utils.key import Key

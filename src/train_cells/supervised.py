@@ -1,8 +1,9 @@
-"""Supervised training of one network on all labelled domains: what every comparison of adaptation begins with.
+"""Supervised training of one network on all labelled domains: what every comparison of adaptation begins
+with.
 
-Every step takes `batch_size` images of each labelled domain, joins them into one batch and minimises their mean
-cross-entropy. Methods `hardnet` and `deepall` are this one under the names, and with the defaults, that users of the
-published models know.
+Every step takes `batch_size` images of each labelled domain, joins them into one batch and minimises their
+mean cross-entropy. Methods `hardnet` and `deepall` are this one under the names, and with the defaults, that
+users of the published models know.
 """
 
 import mindspore as ms
@@ -23,8 +24,8 @@ class SupervisedLoss(nn.Cell):
     Args:
         network: images (N, C, S, S) and masks -> logits.
         smoothing: share of each label spread over all classes.
-        domains: number of domains whose images, equally many of each, go through the network one after the other;
-            1: the whole batch at once.
+        domains: number of domains whose images, equally many of each, go through the network one after the
+            other; 1: the whole batch at once.
     """
 
     def __init__(self, network, smoothing, domains=1):

@@ -1,7 +1,9 @@
-"""What every method's training needs: networks, optimizers, masks, mixed precision, accumulation, averages, state.
+"""What every method's training needs: networks, optimizers, masks, mixed precision, accumulation, averages,
+state.
 
-A method is a subclass of `Trainer` in src/train_cells/<method>.py. It says which parts it trains, in which phases,
-from which roles of the data, with which losses; see `Trainer` for what it has to define. The loop (loop.py) drives it.
+A method is a subclass of `Trainer` in src/train_cells/<method>.py. It says which parts it trains, in which
+phases, from which roles of the data, with which losses; see `Trainer` for what it has to define. The loop
+(loop.py) drives it.
 """
 
 import dataclasses
@@ -92,9 +94,9 @@ class Phase:
 class Trainer:
     """The base of every method: what the training loop drives.
 
-    A subclass sets KEYS, DEFAULTS and ALIASES and overrides `prepare` and `train_step`; the other methods where it
-    has something to say. A plain class on purpose: an nn.Cell that owned both networks and optimizers would rename
-    their parameters, and checkpoints would differ before and after training.
+    A subclass sets KEYS, DEFAULTS and ALIASES and overrides `prepare` and `train_step`; the other methods
+    where it has something to say. A plain class on purpose: an nn.Cell that owned both networks and
+    optimizers would rename their parameters, and checkpoints would differ before and after training.
 
     Args:
         config: the resolved configuration.
@@ -103,8 +105,8 @@ class Trainer:
 
     Attributes:
         network: `networks.Classifier`, images -> logits: what is evaluated, exported and saved.
-        trained: what gradients are taken through: `network` itself, a float16 tree over the same weights, or with
-            `ema_decay` a network of its own, whose average `network` is.
+        trained: what gradients are taken through: `network` itself, a float16 tree over the same weights, or
+            with `ema_decay` a network of its own, whose average `network` is.
         phases: list of Phase, trained in order.
         parts: {name: nn.Cell} of further networks that the method trains (`add_part`).
         updates: {name: Update}, the gradient steps (`add_update`).
@@ -160,7 +162,9 @@ class Trainer:
 
     @staticmethod
     def published_parts(network, config):
-        """{configuration key: (cell, file given)} of checkpoints in several files, as earlier releases wrote them."""
+        """{configuration key: (cell, file given)} of checkpoints in several files, as earlier releases wrote
+        them.
+        """
         return {}
 
     @staticmethod
@@ -234,8 +238,8 @@ class Trainer:
         Args:
             name: of the update.
             loss: nn.Cell, inputs -> (total, scalars).
-            optimizers: {name: optimizer}, in the order of their parameters in the gradient; one that another update
-                has may be given again.
+            optimizers: {name: optimizer}, in the order of their parameters in the gradient; one that another
+                update has may be given again.
             added: None, or what adds further gradients, see `Update`.
         """
         self.updates[name] = Update(self, loss, optimizers, added)
@@ -276,7 +280,8 @@ class Trainer:
         return schedule(self.config.lr_schedule, phase.step, phase.steps)
 
     def masks(self, rows, stream, *counters, network=None):
-        """The dropout masks of one pass over `rows` images, a list of Tensors in the order of `Classifier.masks`.
+        """The dropout masks of one pass over `rows` images, a list of Tensors in the order of
+        `Classifier.masks`.
 
         stream, counters: what they are drawn for, and when (see model_utils/noise.py).
         network: whose masks; `trained` if not given.
@@ -302,7 +307,8 @@ class Trainer:
         inputs: function (batch, number of the part) -> list of input Tensors of the update's loss.
 
         Returns:
-            (total, scalars, values): the loss, what it returned beside, and gradient norm and loss scale by name.
+            (total, scalars, values): the loss, what it returned beside, and gradient norm and loss scale by
+            name.
         """
         total, scalars, norm, finite = update.step(
             [inputs(part, number) for number, part in enumerate(self._parts(batch))], self.loss_scale

@@ -29,17 +29,17 @@ class _Scaled(nn.Cell):
 class Update:
     """Loss -> gradients -> division by scale and parts -> average over ranks -> clipping -> optimizers.
 
-    Compiled once; everything that changes from step to step is an input Tensor. With a dynamic loss scale gradients
-    that are not finite are left out.
+    Compiled once; everything that changes from step to step is an input Tensor. With a dynamic loss scale
+    gradients that are not finite are left out.
 
     Args:
         trainer: the Trainer it belongs to (its configuration and device).
         loss: nn.Cell, inputs -> (total, tuple of scalars).
-        optimizers: {name: optimizer, or None for a part with nothing to train}; the gradient is taken with respect to
-            their parameters, in this order.
+        optimizers: {name: optimizer, or None for a part with nothing to train}; the gradient is taken with
+            respect to their parameters, in this order.
         added: None, or an object with `inputs`, how many of the last inputs are its own, and a method
-            `loss_and_gradients(*its inputs) -> (scalar, weight, gradients of the first parameters)`. Its scalar
-            joins the others, and weight times its gradients are added.
+            `loss_and_gradients(*its inputs) -> (scalar, weight, gradients of the first parameters)`. Its
+            scalar joins the others, and weight times its gradients are added.
     """
 
     def __init__(self, trainer, loss, optimizers, added=None):
