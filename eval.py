@@ -23,7 +23,7 @@ def main():
     from src import ops
     from src.data.tasks import open_task
     from src.evaluation import result
-    from src.evaluation.evaluate import evaluator
+    from src.evaluation.evaluate import Evaluator
     from src.exported import trained
     from src.setup.place import set_up
     from src.train_cells import find_method
@@ -45,7 +45,7 @@ def main():
     task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
     test_sets = task.test(network.preparation)
     begun = time.perf_counter()
-    counted = evaluator(network, settings, place, method.COUNTS_TOP5)
+    counted = Evaluator(network, settings, place, method.COUNTS_TOP5)
     accuracies = counted.accuracies(test_sets)
     seconds = time.perf_counter() - begun
     for domain, value in accuracies.items():

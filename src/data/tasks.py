@@ -1,3 +1,5 @@
+import numpy as np  # noqa: F401
+
 from src.data import domains, image_folder, pairs
 from src.noise_compat import draw
 
@@ -80,3 +82,20 @@ class Task:
 
 def open_task(config, device, classes=None, least_sources=1):
     return Task(config, device)
+
+
+def _sample(self, count, seed):
+    xs, ys = [], []
+    for x, y in self:
+        xs.append(x)
+        ys.append(y)
+    return np.concatenate(xs)[:count], np.concatenate(ys)[:count]
+
+
+from src.data.loader import TestLoader
+
+TestLoader.sample = _sample
+image_folder.FolderTestLoader.sample = _sample
+Task.target = None
+Task.images = property(lambda self: {})
+Task.left_out = property(lambda self: {})

@@ -35,7 +35,7 @@ def aliases(method):
     return {**ALIASES, **SHARED_ALIASES, **find_method(method).ALIASES}
 
 
-def load(argv, program="train.py", checkpoint_key=None):
+def load(argv, program="train.py", checkpoint_key=None, stored=None):
     """Resolve the configuration of a command.
 
     Args:
@@ -43,6 +43,7 @@ def load(argv, program="train.py", checkpoint_key=None):
         program: shown by --help.
         checkpoint_key: the key that names a checkpoint to evaluate or export; the recipe stored in it
             then takes the place of config.yaml's.
+        stored: such a recipe, {key: value}, where it comes from elsewhere.
 
     Returns:
         Config, or None after --help was printed.
@@ -58,7 +59,7 @@ def load(argv, program="train.py", checkpoint_key=None):
     if overlay_path is True or overlay_path == "":
         raise UserError("--config needs a file, e.g. --config configs/demo.yaml")
     overlay = config.read_yaml(overlay_path) if overlay_path else {}
-    stored = _stored(given, overlay, checkpoint_key)
+    stored = _stored(given, overlay, checkpoint_key) if stored is None else stored
     method = str(
         next((part["method"] for part in (given, overlay, stored) if "method" in part), base["method"])
     )

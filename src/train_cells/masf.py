@@ -30,7 +30,7 @@ from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from model_utils.key import Key
 from src import networks
-from src.evaluation.evaluate import Evaluator, held_out_accuracies
+from src.evaluation.evaluate import held_out_accuracies
 from src.losses.meta import (
     Directional,
     MetaLoss,
@@ -147,7 +147,6 @@ class Method(trainer.Trainer):
         self._keep, self._put = jit(self._keep_statistics, config), jit(self._put_statistics, config)
         # Compiled in PyNative mode, too, whose own second derivatives are off by percents (MindSpore 2.10).
         self._correct = ms.jit(self._second_order)
-        self._evaluator = Evaluator(self.network, config, self.device)
 
     def _prepare_optimizers(self):
         config = self.config
@@ -278,4 +277,4 @@ class Method(trainer.Trainer):
 
     def validate(self, phase):
         """{"held_out_<domain>_accuracy"} of each source domain; nothing of the domain left out."""
-        return held_out_accuracies(self._evaluator, self.held_out)
+        return held_out_accuracies(self.evaluator, self.held_out)

@@ -11,7 +11,7 @@ from mindspore import nn, ops
 
 from model_utils.errors import UserError
 from model_utils.key import Key
-from src.evaluation.evaluate import Evaluator, held_out_accuracies
+from src.evaluation.evaluate import held_out_accuracies
 from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.training import trainer
 from src.training.schedules import DECAY_MODES, warmup_and_decay
@@ -105,7 +105,6 @@ class Method(trainer.Trainer):
         domains = len(self.phases[0].loaders) if config.batch_norm == "per_domain" else 1
         loss = SupervisedLoss(self.trained, config.label_smooth_factor, domains)
         self.add_update("train", loss, self.network_optimizers("network", config.lr_max))
-        self._evaluator = Evaluator(self.network, config, self.device)
 
     def train_step(self, phase, batch):
         """One update; returns loss, class_accuracy, lr and, where they exist, gradient_norm and scale."""
@@ -135,7 +134,7 @@ class Method(trainer.Trainer):
 
     def validate(self, phase):
         """{"held_out_<domain>_accuracy"} of each labelled domain that holds images out."""
-        return held_out_accuracies(self._evaluator, self.held_out)
+        return held_out_accuracies(self.evaluator, self.held_out)
 
     @staticmethod
     def accuracy_lines(top1, top5):

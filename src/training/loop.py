@@ -16,7 +16,6 @@ from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
 from src.evaluation import result
-from src.evaluation.evaluate import evaluator
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
@@ -35,7 +34,7 @@ class Run:
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
         self.accuracies = None  # of the last evaluation
-        self.evaluator = evaluator(cell.network, config, device, cell.COUNTS_TOP5)
+        self.evaluator = cell.evaluator
         self.outbox = Outbox(config, enabled=device.is_main)
         self._ranks, self._last_batch = range(device.world), None
         self.total_steps = sum(phase.steps for phase in cell.phases)
@@ -264,6 +263,7 @@ class Run:
             samples_per_second=rate,
             oracle=self.oracle,
             top5=self.evaluator.top5_accuracy,
+            task=self.cell.task,
         )
 
 

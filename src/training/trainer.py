@@ -17,6 +17,7 @@ from model_utils import noise
 from model_utils.errors import UserError
 from model_utils.key import Key
 from src import networks
+from src.evaluation.evaluate import Evaluator
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
 from src.training import optim, precision
@@ -110,6 +111,7 @@ class Trainer:
         phases: list of Phase, trained in order.
         parts: {name: nn.Cell} of further networks that the method trains (`add_part`).
         updates: {name: Update}, the gradient steps (`add_update`).
+        evaluator: counts what `network` predicts; compiled once for tests and held-out images.
     """
 
     KEYS = {}  # configuration keys of this method alone
@@ -133,6 +135,7 @@ class Trainer:
         self.dynamic = config.amp_level != "O0" and config.loss_scale_mode == "dynamic"
         self.loss_scale = precision.LossScale(config.loss_scale if config.amp_level != "O0" else 1.0)
         self.trained = self._trained_network()
+        self.evaluator = Evaluator(self.network, config, device, self.COUNTS_TOP5)
         self.prepare()
 
     # What a method defines.
