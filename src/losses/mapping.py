@@ -23,9 +23,9 @@ class Discriminator(nn.Cell):
         return self.fc3(self.relu(self.fc2(self.relu(self.fc1(logits)))))
 
     def frozen(self, logits):
-        """The same values; gradients reach `logits` but none of this cell's parameters."""
-        x = self.relu(_frozen_dense(logits, self.fc1.weight, self.fc1.bias))
-        x = self.relu(_frozen_dense(x, self.fc2.weight, self.fc2.bias))
+        """The same values, in float32; gradients reach `logits` but none of this cell's parameters."""
+        x = ops.relu(_frozen_dense(logits, self.fc1.weight, self.fc1.bias))
+        x = ops.relu(_frozen_dense(x, self.fc2.weight, self.fc2.bias))
         return _frozen_dense(x, self.fc3.weight, self.fc3.bias)
 
 
