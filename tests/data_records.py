@@ -20,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model_utils.config import Config  # noqa: E402
 from model_utils.device import Device  # noqa: E402
+from model_utils.key import Key  # noqa: E402
 from model_utils.keys import COMMON  # noqa: E402
-from src.data import domains, idx, image_folder, mnist, mnist_m, pairs  # noqa: E402
-from src.train_cells import adda  # noqa: E402
+from src.data import idx, mnist, mnist_m  # noqa: E402
+from src.data.keys import keys  # noqa: E402
+from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation  # noqa: E402
+from src.data.tasks import open_task  # noqa: E402
 
 PATH = Path(__file__).with_name("data_records.json")
 HERE = Path(__file__).parent
@@ -98,60 +101,45 @@ def write_photographs(root):
 # What is recorded
 
 
-def configured(keys, **changes):
-    keys = {**COMMON, **keys}
-    return Config({name: key.default for name, key in keys.items()}, keys).replace(**changes)
+def configured(**changes):
+    own = {"num_classes": Key(0, ""), "batch_size": Key(8, "")}
+    table = {**COMMON, **keys(), **own}
+    return Config({name: key.default for name, key in table.items()}, table).replace(**changes)
 
 
 def few(loader, count=2):
     return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def pair(channels=3, place=None, select=None, **changes):
-    place = place or Device("CPU")
-    config = configured(
-        {**pairs.keys("", "", "", ""), "batch_size": COMMON["eval_batch_size"], **adda.KEYS},
-        **{"batch_size": 16, "eval_batch_size": 20, "validation_size": 20, **changes},
-    )
-
-    def draw(split, side):
-        return adda.draw(split, getattr(config, f"{side}_dataset_name"), config.protocol, config.seed)
-
-    loaders, held_out = pairs.train_loaders(config, place, channels, select=draw)
-    tests = pairs.test_sets(config, place, channels)
-    result = {}
-    for side in ("source", "target"):
-        steps = (0, 1, loaders[side].steps_per_epoch)
-        result[f"{side} train"] = record([loaders[side].batch(step) for step in steps])
-        result[f"{side} held out"] = record(held_out[side])
-        result[f"{side} test"] = record(few(tests[side]))
-    return result
-
-
-def domain_set(place=None, size=8, **changes):
-    place = place or Device("CPU")
-    config = configured(domains.keys(), **{"eval_batch_size": 20, **changes})
-    loaders = domains.build_loaders(config, place, size)
-    held_out, tests = domains.held_out(config, place), domains.test_sets(config, place)
-    result = {}
-    for name, loader in loaders.items():
-        result[f"{name} train"] = record([loader.batch(step) for step in (0, 1, loader.steps_per_epoch)])
-    result |= {f"{name} held out": record(few(loader)) for name, loader in (held_out or {}).items()}
-    return result | {f"{name} test": record(few(loader)) for name, loader in tests.items()}
-
-
-def photographs(root, size, place=None, batch_size=8, **changes):
-    place = place or Device("CPU")
-    options = {"rank": place.rank, "world": place.world}
-    train = image_folder.FolderTrainLoader(
-        image_folder.scan(root / "train"), batch_size, 3, size, **options, **changes
-    )
-    test = image_folder.FolderTestLoader(image_folder.scan(root / "val"), 8, size, **options)
+def recorded(task, preparation, batch_size, joined):
+    """Training: the first two steps and the one that begins the second epoch; the others: two batches."""
+    trained = task.labelled(preparation, batch_size, joined)
+    if joined and task.form.target:
+        trained |= task.unlabelled(preparation, batch_size)
     result = {
-        "train": record([train.batch(step) for step in (0, 1, train.steps_per_epoch)]),
-        "val": record(few(test)),
+        f"{name} train": record([loader.batch(step) for step in (0, 1, loader.steps_per_epoch)])
+        for name, loader in trained.items()
     }
-    return result
+    for name, loader in (task.held_out(preparation, target=joined) or {}).items():
+        result[f"{name} held out"] = record(few(loader))
+    return result | {f"{name} test": record(few(loader)) for name, loader in task.test(preparation).items()}
+
+
+def pair(channels=3, place=None, **changes):
+    config = configured(**{"eval_batch_size": 20, "validation_size": 20, **changes})
+    return recorded(open_task(config, place or Device("CPU")), Preparation(28, channels), 16, True)
+
+
+def domain_set(place=None, size=8, image_size=28, **changes):
+    config = configured(**{"eval_batch_size": 20, **changes})
+    return recorded(open_task(config, place or Device("CPU")), Preparation(image_size), size, False)
+
+
+def photographs(root, size, place=None, batch_size=8, scale=0.08, **changes):
+    config = configured(dataset_path=root, eval_batch_size=8, seed=3, **changes)
+    preparation = Preparation(size, 3, 0.875, IMAGENET_MEAN, IMAGENET_STD, scale, True)
+    result = recorded(open_task(config, place or Device("CPU")), preparation, batch_size, True)
+    return {"train": result["train train"], "val": result["val test"]}
 
 
 def made(folder):
@@ -184,8 +172,8 @@ def made(folder):
         "set folders": domain_set(**pacs, image_size=16, augment="flip", holdout=0.2),
         "set folders, second of two": domain_set(second, **pacs, image_size=20, augment="intensity", seed=1),
         "set folders, lists": domain_set(**pacs, image_size=32, kfold_root="lists"),
-        "folder": photographs(photos, 32, scale=(0.35, 1.0), color_jitter=0.4),
-        "folder, second of two": photographs(photos, 32, second, scale=(0.08, 1.0)),
+        "folder": photographs(photos, 32, scale=0.35, color_jitter=0.4),
+        "folder, second of two": photographs(photos, 32, second, scale=0.08),
     }
 
 
@@ -202,10 +190,8 @@ def real(root):
             domain_set="rotated_mnist", target_domain="0", mnist_image_root=root / "mnist"
         ),
         "set pacs at 64": domain_set(**pacs, image_size=64, augment="flip"),
-        "set pacs": domain_set(**pacs),
-        "folder": photographs(
-            root / "imagenette160", 128, batch_size=32, scale=(0.35, 1.0), color_jitter=0.2
-        ),
+        "set pacs": domain_set(**pacs, image_size=227),
+        "folder": photographs(root / "imagenette160", 128, batch_size=32, scale=0.35, color_jitter=0.2),
     }
 
 
