@@ -1,7 +1,7 @@
 """Digit data sets, looked up by name: `load("mnist", "data/mnist", "train")`.
 
-A data set is one module in this folder with `load(root, split, download=False) -> Split`; adding a module
-adds the data set.
+A data set is one module in this folder with `load(root, split, download=False) -> Split` and `present(root)`,
+which says whether any of its files is there; adding a module adds the data set.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from pathlib import Path
 from model_utils.errors import UserError
 from src.data.split import Split, check_split
 
-__all__ = ["Split", "available", "load"]
+__all__ = ["Split", "available", "find", "load"]
 
 
 def available():
@@ -23,16 +23,11 @@ def available():
     return sorted(m.stem for m in modules if "\ndef load(root, split" in m.read_text(encoding="utf-8"))
 
 
-def load(name, root, split, download=False):
-    """Load one split of the data set `name`.
+def find(name):
+    """The module of the data set `name`; MNIST-M, mnistm and mnist_m are one.
 
-    name: a name in `available()`; capitals, '-' and a left-out '_' do not matter (MNIST-M, mnistm: mnist_m).
-    root: the data set's folder; the demo data sets carry their data and ignore it.
-    split: "train" or "test".
-    download: fetch the files if they are missing (only MNIST can be fetched).
-    Raises UserError for an unknown name or split, and for missing or damaged files.
+    Raises UserError, naming the nearest, for a name that is not in `available()`.
     """
-    check_split(split)
     names = available()
     by_key = {known.replace("_", ""): known for known in names}
     key = str(name).lower().replace("-", "").replace("_", "")
@@ -40,4 +35,16 @@ def load(name, root, split, download=False):
         near = difflib.get_close_matches(key, by_key, n=1, cutoff=0.5)
         hint = f" (did you mean '{by_key[near[0]]}'?)" if near else ""
         raise UserError(f"data set '{name}' does not exist{hint}; data sets: {', '.join(names)}")
-    return importlib.import_module(f"src.data.{by_key[key]}").load(root, split, download)
+    return importlib.import_module(f"src.data.{by_key[key]}")
+
+
+def load(name, root, split, download=False):
+    """Load one split of the data set `name`.
+
+    name: see `find`.
+    root: the data set's folder; the demo data sets carry their data and ignore it.
+    split: "train" or "test".
+    download: fetch the files if they are missing (only MNIST can be fetched).
+    Raises UserError for an unknown name or split, and for missing or damaged files.
+    """
+    return find(name).load(root, check_split(split), download)

@@ -1,202 +1,354 @@
-"""Sets of domains for domain generalisation: train on all but one, test on the one that was left out.
+"""Domains: data with class names, divided into what is trained on, held out and tested.
 
-MASF and DeepAll read them. The domain left out (`target_domain`) is tested on and nothing else: its training
-part is not even read.
+A domain hands out `Split`s (whole arrays of digits) or `Listing`s (files), with labels in the order of its
+own `classes`. Nothing is read before it is asked for.
 """
 
-import difflib
+import functools
+import hashlib
+import logging
+import os
+from pathlib import Path
 
 import numpy as np
 
 from model_utils.errors import UserError, shortened
-from model_utils.key import Key
-from src.data import augment
-from src.data.domain_folders import Folders, Pacs
-from src.data.domain_set import thin_out
-from src.data.loader import TestLoader, TrainLoader
-from src.data.rotated import Demo, Digits, RotatedMnist
+from model_utils.noise import generator
+from src.data.files import entries, is_folder, is_image, is_junk, scan, scan_flat, shown, subfolders
+from src.data.lists import read_list
+from src.data.split import Split
 
-SETS = {"rotated_mnist": RotatedMnist, "digits": Digits, "pacs": Pacs, "folders": Folders, "demo": Demo}
-CHANNELS = 3  # grey digits are repeated, so that one network fits every domain of a set
+log = logging.getLogger("run")
 
-
-def keys(domain_set="pacs", target_domain="art_painting"):
-    """The configuration keys of a set of domains, with a method's defaults."""
-    return {
-        "domain_set": Key(
-            domain_set,
-            "rotated_mnist: MNIST at 0 to 75 degrees; digits: mnist, mnist_m, usps; pacs: folders with its "
-            "seven classes; folders: any <domain>/<class>/* of images; demo: digits that need no files",
-            choices=tuple(SETS),
-        ),
-        "target_domain": Key(target_domain, "the domain that is left out of training and tested on"),
-        "source_domains": Key("", "names with commas between: only these are trained on; empty: all others"),
-        "domains_image_root": Key("data/pacs", "pacs, folders: folder of <domain>/<class>/* images"),
-        "kfold_root": Key(
-            "",
-            "pacs, folders: folder of the official <domain>_{train,crossval,test}_kfold.txt split lists, "
-            "seen from domains_image_root; empty: split by holdout",
-        ),
-        "mnist_image_root": Key("data/mnist", "rotated_mnist, digits: folder of MNIST"),
-        "mnist_m_image_root": Key("data/mnist_m", "digits: folder of MNIST-M"),
-        "usps_image_root": Key("data/usps", "digits: folder of USPS"),
-        "num_classes": Key(
-            0, "classes; 0: as many as the data have, and then every domain must have all of them", low=0
-        ),
-        "image_size": Key(
-            0, "height and width of the images; 0: 28 for digits, 227 for pacs and folders", low=0, high=1024
-        ),
-        "holdout": Key(
-            0.1, "share of each source domain's training images kept for validation figures", low=0, below=1
-        ),
-        "train_size_per_domain": Key(
-            0, "training images of each source domain, drawn by seed; 0: all", low=0
-        ),
-        "augment": Key(
-            "none",
-            "augmentation of training images; flip mirrors every second one",
-            choices=("flip", *augment.CHOICES),
-        ),
-    }
+TRANSDUCTIVE = "transductive"
+TARGET_SPLITS = (TRANSDUCTIVE, "holdout")
+TESTS = ("val", "test")
 
 
-def flip(images, rng):
-    """Mirror each image, left to right, with probability 1/2. images: float32 (N, C, H, W)."""
-    mirrored = rng.random(len(images)) < 0.5
-    images[mirrored] = images[mirrored, :, :, ::-1]
-    return images
+class Domain:
+    """A domain in a run. `name` is that of its random streams, `test_name` that of its accuracy.
+
+    classes: names of the classes; None where there are no labels.
+    As a source: `train`, `held_out`, `test`; as a target: `target_train`, `target_held_out`, `target_test`.
+    Each returns a Split, a Listing or None. What a target is divided into never depends on its labels.
+    """
+
+    name, test_name, classes = "", "", None
+
+    def rename(self, name, test_name=None):
+        """Give the domain the names it has in a run; returns it."""
+        self.name, self.test_name = name, test_name or name
+        return self
 
 
-def _open(config):
-    """The set of domains, checked as far as its names go; UserError for a target that it does not have."""
-    domain_set = SETS[config.domain_set](config)
-    names = ", ".join(domain_set.names)
-    if config.target_domain not in domain_set.names:
-        near = difflib.get_close_matches(config.target_domain.lower(), domain_set.names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
+# Dividing
+
+
+def stratified(labels, count, order):
+    """The positions (sorted) of `count` of the samples, from each class in proportion.
+
+    labels: (N,) integers. order: permutation of range(N); within a class, those earlier in it are taken.
+    """
+    labels = np.asarray(labels)[order]
+    share = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.asarray(order)[np.argsort(share, kind="stable")[:count]])
+
+
+def held_out_mask(labels, share, order):
+    """bool (N,): True for the `share` of the samples that is held out, class by class."""
+    mask = np.zeros(len(labels), bool)
+    mask[stratified(labels, round(share * len(labels)), order)] = True
+    return mask
+
+
+def divide(split, share):
+    """(training part, held-out part) of a Split.
+
+    The choice depends on neither the seed nor the domain: two domains made of the same images in the same
+    order, as MNIST and MNIST-M are, hold out the same ones.
+    """
+    order = generator(0, "held out").permutation(len(split.labels))
+    held = held_out_mask(split.labels, share, order)
+    return split.take(~held), split.take(held)
+
+
+def split_validation(split, size, seed):
+    """(training part, validation part of `size` samples), drawn by seed; size 0 gives (split, None)."""
+    if size == 0:
+        return split, None
+    count = len(split.labels)
+    if size >= count:
         raise UserError(
-            f"target_domain: {config.target_domain!r} is no domain of {config.domain_set}; "
-            f"{hint}domains: {names}"
+            f"validation_size: {size} leaves nothing of {count} training images; choose a smaller one"
         )
-    if config.num_classes not in (0, len(domain_set.classes)):
+    order = generator(seed, "validation").permutation(count)
+    return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
+
+
+def thin_out(part, count, seed, name):
+    """`count` samples of a training part, from each class in proportion, drawn by seed; 0: all."""
+    if count == 0:
+        return part
+    if count > len(part.labels):
         raise UserError(
-            f"num_classes: {config.num_classes}, but {config.domain_set} has {len(domain_set.classes)} "
-            f"({shortened(list(domain_set.classes), 8)}); 0 takes them as they are"
+            f"train_size_per_domain: {count} is more than the {len(part.labels)} training images of domain "
+            f"{name}; 0 takes all"
         )
-    others = [name for name in domain_set.names if name != config.target_domain]
-    wrong = [name for name in _chosen(config) if name not in others]
-    if wrong:
-        raise UserError(
-            f"source_domains: {wrong[0]!r} is no domain of {config.domain_set} to train on; "
-            f"with {config.target_domain} left out these are: {', '.join(others)}"
-        )
-    if len(_sources(domain_set, config)) < 2:
-        raise UserError(
-            f"target_domain: without {config.target_domain} fewer than two source domains are left "
-            f"({config.domain_set} has {names}; source_domains is {config.source_domains or 'empty'!r}); "
-            "generalisation needs two or more"
-        )
-    return domain_set
+    order = generator(seed, f"subset {name}").permutation(len(part.labels))
+    return part.take(stratified(part.labels, count, order))
 
 
-def _chosen(config):
-    return [name.strip() for name in config.source_domains.split(",") if name.strip()]
+# Whole arrays
 
 
-def _sources(domain_set, config):
-    chosen = _chosen(config) or domain_set.names
-    return [name for name in domain_set.names if name in chosen and name != config.target_domain]
+class ArrayDomain(Domain):
+    """Digits in whole arrays.
+
+    Args:
+        classes: names of the classes.
+        load: function of "train" or "test" -> Split.
+        divide: function Split -> (training part, held-out part or None); must not look at labels of a target,
+            which are all 0 there.
+        target_test: function () -> Split of what a target is tested on, where that is not the test split.
+    """
+
+    def __init__(self, classes, load, divide, target_test=None):
+        self.classes, self._load, self._divide = classes, load, divide
+        self.target_test = target_test or self.test
+
+    @functools.cached_property
+    def _parts(self):
+        return self._divide(self._load("train"))
+
+    @functools.cached_property
+    def _target_parts(self):
+        whole = self._load("train")
+        return self._divide(Split(whole.images, np.zeros_like(whole.labels)))
+
+    def train(self):
+        return self._parts[0]
+
+    def held_out(self):
+        return self._parts[1]
+
+    def test(self):
+        return self._load("test")
+
+    def target_train(self):
+        return self._target_parts[0]
+
+    def target_held_out(self):
+        return self._target_parts[1]
 
 
-def source_domains(config):
-    """Names of the domains to train on, in the set's order: `source_domains`, or all but `target_domain`."""
-    return _sources(_open(config), config)
+# Files
 
 
-def class_count(config):
-    """Number of classes: `num_classes`, or where that is 0 what the set has (folders: read from the disk)."""
-    # A set of folders is not opened where the number is known: eval.py may run where only the target is.
-    if config.domain_set == "folders" and config.num_classes:
-        return config.num_classes
-    return len(SETS[config.domain_set].classes or SETS[config.domain_set](config).classes)
+class FileDomain(Domain):
+    """Image files without a split.
+
+    As a source, the share `holdout` of each class is held out, and tested on; which files, says a hash of
+    their
+    names: whatever the seed and the order on the disk, the same. A target is trained on without labels and
+    tested as a whole (`target_split: transductive`), or divided in the same way (`holdout`), then without a
+    look at its classes.
+
+    Args:
+        root: the folder or list.
+        listing: function () -> Listing.
+        classes: names of the classes, or None.
+        config: for `holdout` and `target_split`.
+    """
+
+    def __init__(self, root, listing, classes, config):
+        self.root, self.classes, self.config = Path(root), classes, config
+        self.listing, self._masks = listing, {}
+
+    @functools.cached_property
+    def _whole(self):
+        return self._announced(self.listing(), self.root)
+
+    def _announced(self, listing, root):
+        classes = f"{len(listing.classes)} classes" if listing.classes else "no labels"
+        kind = "list" if os.path.isfile(root) else "image folder"
+        log.info("%s: %s %s, %s, %d images", self.name, kind, shown(root), classes, len(listing.files))
+        return listing
+
+    def _choose(self, held, blind):
+        if blind not in self._masks:
+            domain, names = os.path.basename(os.path.abspath(self.root)), self._whole.names()
+            digests = [hashlib.sha256(os.fsencode(f"{domain}/{name}")).digest() for name in names]
+            order = np.array(sorted(range(len(names)), key=digests.__getitem__), np.int64)
+            labels = self._whole.labels * (not blind)
+            self._masks[blind] = held_out_mask(labels, self.config.holdout, order)
+        return self._whole.take(self._masks[blind] == held)
+
+    def train(self):
+        return self._choose(False, False)
+
+    def held_out(self):
+        return self._choose(True, False)
+
+    def test(self):
+        return self._choose(True, False)
+
+    def target_train(self):
+        return self._whole if self.config.target_split == TRANSDUCTIVE else self._choose(False, True)
+
+    def target_held_out(self):
+        return None
+
+    def target_test(self):
+        return self._whole if self.config.target_split == TRANSDUCTIVE else self._choose(True, True)
 
 
-def image_size(config):
-    """Height and width of the images a network gets: `image_size`, or where that is 0 the set's own."""
-    return config.image_size or SETS[config.domain_set].image_size
+class SplitDomain(FileDomain):
+    """A folder with train/ and val/ or test/: trained on the one, tested on the other, nothing held out."""
+
+    def __init__(self, root, parts, classes, config):
+        """parts: {"train" and "test": (folder, function () -> Listing)}; one of them may be missing."""
+        super().__init__(root, None, classes, config)
+        self.parts, self._listed = parts, {}
+
+    def _part(self, name):
+        if name not in self.parts:
+            wanted = "train/" if name == "train" else "val/ or test/"
+            found = subfolders(self.root)
+            raise UserError(
+                f"{shown(self.root)} has no folder {wanted} (there are: "
+                f"{shortened(found, 5) or 'none'}); give "
+                "the one that holds train/<class>/* and val/<class>/*"
+            )
+        if name not in self._listed:
+            folder, listing = self.parts[name]
+            self._listed[name] = self._announced(listing(), folder)
+        return self._listed[name]
+
+    def train(self):
+        return self._part("train")
+
+    def held_out(self):
+        return None
+
+    def test(self):
+        return self._part("test")
+
+    target_train, target_test = train, test
 
 
-def build_loaders(config, device, batch_size, batch_key="batch_size"):
-    """{domain: TrainLoader} of the source domains, in the set's order.
+class KfoldDomain(FileDomain):
+    """A folder of a set with official lists, which say what is trained on, held out and tested.
 
-    batch_size: images per domain, step and process. batch_key: the key it comes from, for messages.
+    A target is trained on without labels, and tested, on the images of the list "test", in PACS all of them;
+    with `target_split: holdout` on those of "train" and "crossval".
+    """
+
+    def __init__(self, root, listing, classes, config, lists):
+        super().__init__(root, listing, classes, config)
+        self.lists = lists
+
+    def _read(self, part):
+        return self.lists.read(self.root.name, part, self._whole)
+
+    def train(self):
+        return self._read("train")
+
+    def held_out(self):
+        return self._read("crossval")
+
+    test = held_out
+
+    def target_train(self):
+        return self._read("test" if self.config.target_split == TRANSDUCTIVE else "train")
+
+    def target_test(self):
+        return self._read("test" if self.config.target_split == TRANSDUCTIVE else "crossval")
+
+
+def open_files(path, key, config, left_out, target=False):
+    """The domain in a list file or image folder; see docs/data.md for the forms.
+
+    Args:
+        path: the file or folder. key: the configuration key that named it, for messages.
+        target: whether it is a target domain, whose class folders may be empty.
 
     Raises:
-        UserError: unknown target, fewer than two sources, missing or damaged files, a source domain with no
-            training image of some class, a batch larger than a domain.
+        UserError: nothing there that could be a domain.
     """
-    domain_set, size = _open(config), image_size(config)
-    change = flip if config.augment == "flip" else augment.build(config.augment)
-    loaders, present = {}, set()
-    for domain in _sources(domain_set, config):
-        split = thin_out(domain_set.train(domain), config.train_size_per_domain, config.seed, domain)
-        _check_classes(domain_set, domain, split.labels)
-        present.update(split.labels.tolist())
-        if batch_size * device.world > len(split.labels):
-            raise UserError(
-                f"{batch_key}: {batch_size} x {device.world} processes is more than the {len(split.labels)} "
-                f"training images of domain {domain}; choose a smaller one"
-            )
-        loaders[domain] = TrainLoader(
-            split,
-            batch_size,
-            config.seed,
-            domain,
-            CHANNELS,
-            size,
-            change,
-            rank=device.rank,
-            world=device.world,
-        )
-    untrained = [name for label, name in enumerate(domain_set.classes) if label not in present]
-    if untrained:
-        raise UserError(f"no source domain has a training image of class {shortened(untrained, 3)}; add some")
-    return loaders
-
-
-def _check_classes(domain_set, domain, labels):
-    counts = np.bincount(labels, minlength=len(domain_set.classes))
-    missing = [name for name, count in zip(domain_set.classes, counts, strict=True) if count == 0]
-    if missing and not domain_set.allow_missing_classes:
+    if os.path.isfile(path):
+        listing = read_list(path, key, config.list_root, config.list_classes)
+        return FileDomain(path, lambda: listing, listing.classes, config)
+    if not path or not is_folder(path):
         raise UserError(
-            f"domain {domain} has no training image of class {shortened(missing, 3)}; add some, or lower "
-            "holdout, or raise train_size_per_domain"
+            f"{key}: {shown(path)!r} is no folder; give one with a subfolder for each class, one that holds "
+            "train/<class>/* and val/<class>/*, or a list of `path label`"
         )
-
-
-def held_out(config, device):
-    """{domain: TestLoader} over the held-out images of the source domains; None where there are none."""
-    domain_set, size = _open(config), image_size(config)
-    splits = {domain: domain_set.held_out(domain) for domain in _sources(domain_set, config)}
-    loaders = {
-        domain: TestLoader(split, config.eval_batch_size, CHANNELS, size)
-        for domain, split in splits.items()
-        if len(split.labels)
+    parts = find_parts(path)
+    if not parts:
+        classes = class_names(path)
+        return FileDomain(path, _lister(path, classes, left_out, target), classes, config)
+    names = {part: class_names(folder) for part, folder in parts.items()}
+    different = (
+        sorted(set(names.get("train") or ()) ^ set(names.get("test") or ())) if len(parts) == 2 else []
+    )
+    if different and not target:
+        raise UserError(
+            f"{shown(path)}: train/ and {parts['test'].name}/ must have the same class folders; "
+            "only in one of "
+            f"them: {shortened([shown(name) for name in different], 3)}"
+        )
+    listings = {
+        part: (folder, _lister(folder, names[part], left_out, target)) for part, folder in parts.items()
     }
-    return loaders or None
+    every = sorted(set().union(*(classes or () for classes in names.values())))
+    return SplitDomain(path, listings, tuple(every) or None, config)
 
 
-def test_sets(config, device):
-    """{domain: TestLoader} over every domain, this rank's share of each; the target domain comes last.
+def _lister(folder, classes, left_out, target):
+    if classes is None:
+        return lambda: scan_flat(folder, left_out)
+    return lambda: scan(folder, left_out, empty_allowed=target)
 
-    A source domain is tested on its test split (digits) or, where there is none (folders), on its held-out
-    images; the target on its test split (digits) or on all of its images (folders), as published for PACS.
+
+def class_names(folder):
+    """Names of the class folders in a folder, sorted; None if there are none."""
+    return tuple(subfolders(folder)) or None
+
+
+def find_parts(root):
+    """{"train": folder, "test": folder}, as far as they are there; {} if the folder has no split.
+
+    A folder called train/ beside other classes is a class, such as that of railway trains.
     """
-    domain_set, size = _open(config), image_size(config)
-    splits = {domain: domain_set.test(domain) for domain in _sources(domain_set, config)}
-    splits[config.target_domain] = domain_set.target_test(config.target_domain)
-    return {
-        domain: TestLoader(split, config.eval_batch_size, CHANNELS, size, device.rank, device.world)
-        for domain, split in splits.items()
-        if len(split.labels)  # with `holdout: 0` a source domain of folders has no test image
-    }
+    root, names = Path(root), subfolders(root)
+    found = {"train": root / "train"} if "train" in names else {}
+    tests = [name for name in TESTS if name in names]
+    found |= {"test": root / tests[0]} if tests else {}
+    alone = not set(names) - {"train", *TESTS}
+    if len(found) == 2 or found and (alone or any(subfolders(folder) for folder in found.values())):
+        return found
+    return {}
+
+
+def looks_like_images(path):
+    """Whether a path is a file or a folder that holds images, directly or in its class folders."""
+    if not is_folder(path):
+        return os.path.isfile(path)
+    return any(
+        not is_junk(entry.name) and (is_image(entry.name) if entry.is_file() else _holds_images(entry.path))
+        for entry in entries(path)
+    )
+
+
+def _holds_images(folder):
+    """Whether there is an image in a folder or in one of its folders."""
+    if not is_folder(folder):
+        return False
+    inside = entries(folder)
+    return any(is_image(entry.name) for entry in inside) or any(
+        is_folder(entry.path) and any(is_image(deeper.name) for deeper in entries(entry.path))
+        for entry in inside[:3]
+    )

@@ -51,6 +51,11 @@ def load(root, split, download=False):
     return Split(*idx.read_pair(*paths, (28, 28)))
 
 
+def present(root):
+    """Whether any of the files is in `root`."""
+    return any(find(root, stem) for stems in FILES.values() for stem in stems)
+
+
 def find(root, stem):
     """Path of the file called `stem` in one of its usual spellings and places, or None."""
     for folder in (Path(root), Path(root, "MNIST", "raw")):

@@ -10,15 +10,24 @@ import numpy as np
 
 from model_utils.errors import UserError
 from src.data import idx
-from src.data.photos import decode, read_file
-from src.data.split import Split, check_digits, check_split
+from src.data.decode import Unreadable
+from src.data.decode import read as read_image
+from src.data.files import shown
+from src.data.lists import read_lines
+from src.data.split import SPLITS, Split, check_digits, check_split
 
 FILES = {
     "train": ("mnist_m-train-images-idx4-ubyte", "mnist_m-train-labels-idx1-ubyte"),
     "test": ("mnist_m-t10k-images-idx4-ubyte", "mnist_m-t10k-labels-idx1-ubyte"),
 }
 SIZE = 28
-PUBLISHED_SIZE = 32
+PUBLISHED_SIZE = 32  # each image is a digit of 28x28 with a border of 2 pixels
+
+
+def present(root):
+    """Whether any of the files is in `root`."""
+    ours = any(Path(root, name).is_file() for names in FILES.values() for name in names)
+    return ours or any(_find_published(root, split) is not None for split in SPLITS)
 
 
 def load(root, split, download=False):
@@ -27,8 +36,8 @@ def load(root, split, download=False):
     root: the folder that create_mnistm.py wrote, or the published one with `mnist_m_train/` and
         `mnist_m_train_labels.txt` (the same for test) in it or in one of its subfolders.
     download: has no effect; MNIST-M is made with create_mnistm.py.
-    Returns a Split: images uint8 (N, 28, 28, 3) RGB; memory-mapped if create_mnistm.py wrote them,
-    shrunk by area averaging if they are the published 32x32 ones.
+    Returns a Split: images uint8 (N, 28, 28, 3) RGB; memory-mapped if create_mnistm.py wrote them, the middle
+    28x28 pixels if they are the published ones.
     Raises UserError if neither form is there, or if it is incomplete or damaged.
     """
     paths = [Path(root, name) for name in FILES[check_split(split)]]
@@ -78,17 +87,9 @@ def _read_labels(folder, split):
         raise UserError(
             f"{folder.parent / name}: not found beside {folder.name}; unpack the published archive again"
         )
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not a readable text file ({error}); unpack the published archive again"
-        ) from error
     names, labels = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(path, "MNIST-M"):
         fields = line.split()
-        if not fields:
-            continue
         if len(fields) != 2 or fields[1] not in tuple("0123456789") or Path(fields[0]).name != fields[0]:
             raise UserError(
                 f"{path}, line {number}: '{line[:60]}' is not '<file name> <digit>'; mend or remove the line"
@@ -101,16 +102,18 @@ def _read_labels(folder, split):
 
 
 def _read_image(path):
-    import cv2
-
-    if not path.is_file():
-        raise UserError(f"{path}: listed in the labels but missing; unpack the published archive again")
-    image = decode(read_file(path), path)
+    try:
+        image = read_image(path)
+    except Unreadable as error:
+        raise UserError(
+            f"{shown(path)}: listed in the labels, but {error}; unpack the published archive again"
+        ) from error
     if image.shape[:2] == (SIZE, SIZE):
         return image
     if image.shape[:2] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
         raise UserError(
-            f"{path}: {image.shape[1]}x{image.shape[0]} pixels, expected {PUBLISHED_SIZE}x{PUBLISHED_SIZE}; "
-            "unpack the published archive again"
+            f"{shown(path)}: {image.shape[1]}x{image.shape[0]} pixels, expected {PUBLISHED_SIZE}x"
+            f"{PUBLISHED_SIZE}; unpack the published archive again"
         )
-    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    border = (PUBLISHED_SIZE - SIZE) // 2
+    return image[border:-border, border:-border]

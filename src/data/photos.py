@@ -5,108 +5,46 @@ climb out are refused, and sizes are limited.
 """
 
 import gzip
-import io
 import posixpath
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from model_utils.errors import UserError
+from src.data import decode as image_files
+from src.data.files import is_image, is_junk, shown
 
 BSDS500_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/BSR/BSR_bsds500.tgz"
 BSDS500_TRAINING_PHOTOS = 200
-SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_FILE_BYTES = 16 * 2**20  # a photograph of BSDS500 has 0.1 MB
 MAX_ARCHIVE_BYTES = 2 * 2**30
 MAX_MEMBERS = 100_000
-MAX_PIXELS = 50_000_000
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 def decode(data, name):
-    """Decode a JPEG or PNG file's bytes to uint8 RGB (H, W, 3); UserError naming it if that fails.
+    """Decode an image file's bytes to uint8 RGB (H, W, 3); UserError naming it if that fails.
 
-    Checks completeness first: the decoders answer a truncated file with noise on standard error, or with a
-    picture whose end is grey. JPEG values can differ by a unit or two between builds of libjpeg; OpenCV's
-    wheels carry their own.
+    JPEG values can differ by a unit or two between builds of libjpeg; OpenCV's wheels carry their own.
     """
-    import cv2
-
     try:
-        if data.startswith(PNG_MAGIC):
-            (height, width), data = _check_png(data)
-        else:
-            height, width = _jpeg_size(data)
-    except (ValueError, struct.error) as error:
+        return image_files.decode(data)
+    except image_files.Unreadable as error:
         raise UserError(
-            f"{name}: not a readable photograph ({error}); replace it by a complete copy"
+            f"{shown(name)}: not a readable photograph ({error}); replace it by a complete copy"
         ) from error
-    if height * width > MAX_PIXELS:
-        raise UserError(f"{name}: {width}x{height} pixels, more than this program reads; scale it down")
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise UserError(f"{name}: not a readable photograph (decoding failed); replace it by a complete copy")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _check_png(data):
-    """((height, width), the file without its colour profile and the like, on which libpng prints warnings).
-
-    ValueError or struct.error unless every chunk is there and has the right checksum.
-    """
-    width, height = struct.unpack_from(">II", data, 16)
-    position, kind, kept = len(PNG_MAGIC), None, [PNG_MAGIC]
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            raise ValueError("truncated PNG")
-        (checksum,) = struct.unpack_from(">I", data, end - 4)
-        if checksum != zlib.crc32(data[position + 4 : end - 4]):
-            raise ValueError("damaged PNG: wrong checksum")
-        if kind in PNG_CHUNKS:
-            kept.append(data[position:end])
-        position = end
-    return (height, width), b"".join(kept)
-
-
-def _jpeg_size(data):
-    """Height and width; ValueError unless it is a JPEG with its end marker."""
-    from PIL import Image
-
-    if not data.startswith(b"\xff\xd8"):
-        raise ValueError("neither JPEG nor PNG")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("truncated JPEG")
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"damaged JPEG header: {type(error).__name__}") from error
 
 
 def read_file(path):
     """The bytes of an image file; UserError if it cannot be read or is implausibly large."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
+        return image_files.content(path)
+    except image_files.Unreadable as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+            f"{shown(path)}: cannot be read ({error}); check the file and its permissions"
         ) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 20} MB, not a photograph of a data set; remove it"
-        )
-    return data
 
 
 def read_training_photos(path):
@@ -160,7 +98,12 @@ def _collect(path):
 
 def _is_training_photo(name):
     path = PurePosixPath(name)
-    return path.parent.name == "train" and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return (
+        path.parent.name == "train"
+        and is_image(path.name)
+        and not is_junk(path.name)
+        and "__MACOSX" not in path.parts
+    )
 
 
 def _add(files, name, data, where):

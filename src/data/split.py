@@ -7,6 +7,7 @@ import numpy as np
 from model_utils.errors import UserError
 
 SPLITS = ("train", "test")
+DIGITS = tuple(str(digit) for digit in range(10))  # names of the classes
 
 
 class Split(NamedTuple):
@@ -18,6 +19,14 @@ class Split(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+    def take(self, chosen):
+        """The samples at positions, under a mask, or in a slice."""
+        return Split(self.images[chosen], self.labels[chosen])
+
+    def without_labels(self):
+        """The images alone; `labels` is None."""
+        return Split(self.images, None)
 
 
 def check_split(split):

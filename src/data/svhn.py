@@ -5,10 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.split import Split, check_digits, check_split
+from src.data.split import SPLITS, Split, check_digits, check_split
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
 MAX_SAMPLES = 1_000_000  # the "extra" file has 531,131
+
+
+def present(root):
+    """Whether any of the files is in `root`."""
+    return any(Path(root, f"{split}_32x32.mat").is_file() for split in SPLITS)
 
 
 def load(root, split, download=False):

@@ -1,7 +1,8 @@
 """USPS (Hull 1994): 7,291 + 2,007 digits from envelopes, 16x16 grey, in the forms it is passed around in.
 
-Whatever the form, images come out as MNIST's do, uint8 with ink 255 on 0 at 28x28: USPS's own -1..1 (or 0..1)
-left as it is makes a source and a target that differ in scale, and adaptation then collapses.
+Whatever the form, images come out as MNIST's do, uint8 with ink 255 on 0: USPS's own -1..1 (or 0..1) left as
+it is makes a source and a target that differ in scale, and adaptation then collapses. They keep their 16x16
+pixels; src/data/transforms.py brings them to a network's size.
 """
 
 import bz2
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.split import Split, check_digits, check_split
+from src.data.split import SPLITS, Split, check_digits, check_split
 
 LIBSVM = {"train": ("usps", "usps.bz2"), "test": ("usps.t", "usps.t.bz2")}
 ZIP_CODE = {"train": ("zip.train", "zip.train.gz"), "test": ("zip.test", "zip.test.gz")}
@@ -25,13 +26,19 @@ TOLERANCE = 1e-3
 LARGEST_BACKGROUND = 0.25  # of the darkest pixel of a whole file; text in 0..1 would read as 0.5..1
 
 
+def present(root):
+    """Whether any of the files is in `root`."""
+    names = [name for form in (LIBSVM, ZIP_CODE) for split in SPLITS for name in form[split]]
+    return any(Path(root, name).is_file() for name in (*names, HDF5))
+
+
 def load(root, split, download=False):
     """Load USPS from `root`, which holds one of
     - `usps`, `usps.t` (plain or .bz2): libsvm text, label = digit + 1, pixels `index:value` in -1..1;
     - `zip.train`, `zip.test` (plain or .gz): a digit and 256 pixels in -1..1 per line;
     - `usps.h5`: groups train and test with `data` in 0..1 and `target`; needs the package h5py.
 
-    download: has no effect. Returns a Split: images uint8 (N, 28, 28), ink 255 on 0.
+    download: has no effect. Returns a Split: images uint8 (N, 16, 16), ink 255 on 0.
     Raises UserError, with file and line, if the files are missing or malformed.
     """
     check_split(split)
@@ -47,12 +54,7 @@ def load(root, split, download=False):
 
 
 def _finish(labels, ink, path):
-    """Check, then turn 16x16 ink in 0..1 into 28x28 uint8.
-
-    Bilinear, which neither overshoots nor moves the background off 0.
-    """
-    import cv2
-
+    """Check, then turn ink in 0..1 into uint8 (N, 16, 16)."""
     if not len(labels):
         raise UserError(f"{path}: holds no samples; replace it by a complete copy")
     if not (np.all(ink >= -TOLERANCE) and np.all(ink <= 1 + TOLERANCE)):  # NaN fails too
@@ -66,11 +68,7 @@ def _finish(labels, ink, path):
             "(0..1 in place of -1..1?); replace it by the published file"
         )
     labels = check_digits(labels, path)
-    images = np.rint(np.clip(ink, 0, 1) * 255).astype(np.uint8).reshape(-1, 16, 16)
-    resized = np.empty((len(images), 28, 28), np.uint8)
-    for small, large in zip(images, resized, strict=True):
-        cv2.resize(small, (28, 28), dst=large, interpolation=cv2.INTER_LINEAR)
-    return Split(resized, labels)
+    return Split(np.rint(np.clip(ink, 0, 1) * 255).astype(np.uint8).reshape(-1, 16, 16), labels)
 
 
 def _read_text(path):

@@ -1,0 +1,245 @@
+"""Text files that say which images there are: lists of `path label`, official split lists, class names."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.errors import UserError, shortened
+from src.data.files import Listing, is_folder, is_image, shown
+
+MAX_LIST_BYTES = 256 * 2**20
+MISSING = "listed images that are missing"
+TWICE = "lines of images that are listed before"
+
+
+def read_lines(path, key):
+    """[(number from 1, line)] of a UTF-8 text, without empty lines; UserError that begins with the key."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(
+                f"{key}: {shown(path)}: no text ({error.reason}); replace it by a list"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: {shown(path)}: {reason}; give a text file") from error
+    if len(data) > MAX_LIST_BYTES:
+        raise UserError(f"{key}: {shown(path)}: over {MAX_LIST_BYTES >> 20} MB, which is no list; replace it")
+    lines = enumerate(text.splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+# Lists of `path label`
+
+
+def read_list(path, key, root="", names_file=""):
+    """The Listing of a text file with a line `path label` for each image, or `path` alone without labels.
+
+    A label is a class's name or number. The names of numbered classes are, in this order: those of
+    `names_file`, one a line, counted from 0 or 1; the folders the images lie in, where each label has one of
+    its own; the numbers themselves.
+
+    Args:
+        path: the list.
+        key: the configuration key that named it, for messages.
+        root: folder that the paths are seen from; empty: the list's folder, or one above it.
+        names_file: text file of class names, or empty.
+
+    Raises:
+        UserError: no such text, lines of another form, an image with two labels.
+    """
+    rows = [_row(line, number, path, key) for number, line in read_lines(path, key)]
+    if not rows:
+        raise UserError(f"{key}: {shown(path)}: lists no image; give a list with lines `path label`")
+    without = [row for row in rows if row[1] is None]
+    if without and len(without) < len(rows):
+        raise UserError(f"{key}: {shown(path)}, line {without[0][2]}: no label, but other lines have one")
+    chosen = {}
+    for name, label, number in rows:
+        if chosen.setdefault(name, label) != label:
+            raise UserError(
+                f"{key}: {shown(path)}, line {number}: {shown(name)} has two labels; remove one of the lines"
+            )
+    base = _base(path, next(iter(chosen)), root)
+    ordered = sorted(chosen, key=lambda name: (chosen[name] or "", name))
+    files = tuple(os.path.join(base, name) for name in ordered)
+    if without:
+        return Listing(Path(path), None, files, np.zeros(len(files), np.int32))
+    names = _names(chosen, path, key, names_file)
+    classes = tuple(sorted(set(names.values())))
+    places = {label: classes.index(name) for label, name in names.items()}
+    labels = np.array([places[chosen[name]] for name in ordered], np.int32)
+    order = np.argsort(labels, kind="stable")
+    return Listing(Path(path), classes, tuple(files[i] for i in order), labels[order])
+
+
+def _row(line, number, path, key):
+    """(path, label or None, line number)."""
+    if is_image(line):
+        return line, None, number
+    parts = line.rsplit(None, 1)
+    name, label = parts if len(parts) == 2 else line.rpartition(",")[::2]
+    name = name.rstrip(",")
+    if not name or not label or "\0" in name:
+        raise UserError(
+            f"{key}: {shown(path)}, line {number}: {shown(line[:80])!r} is not `path label`; mend it"
+        )
+    return name, label, number
+
+
+def _base(path, first, root):
+    """The folder that relative paths of a list are seen from."""
+    if root:
+        return root
+    own = os.path.dirname(os.path.abspath(path))
+    candidates = (own, os.path.dirname(own))
+    return next((base for base in candidates if os.path.lexists(os.path.join(base, first))), own)
+
+
+def _names(chosen, path, key, names_file):
+    """{label as written: name of the class}."""
+    labels = sorted(set(chosen.values()))
+    if not all(label.isdecimal() for label in labels):
+        return {label: label for label in labels}
+    if names_file:
+        return _named_by_file(labels, path, key, names_file)
+    folders = {}
+    for name, label in chosen.items():
+        folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(name)))
+    own = [next(iter(found)) for found in folders.values() if len(found) == 1]
+    if len(own) == len(labels) == len(set(own)) and "" not in own:
+        return {label: next(iter(found)) for label, found in folders.items()}
+    return {label: label for label in labels}
+
+
+def _named_by_file(labels, path, key, names_file):
+    names = [line for _, line in read_lines(names_file, "list_classes")]
+    numbers = [int(label) for label in labels]
+    first = 1 if max(numbers) == len(names) and min(numbers) >= 1 else 0
+    if max(numbers) - first >= len(names) or len(set(names)) < len(names):
+        raise UserError(
+            f"list_classes: {shown(names_file)} has {len(set(names))} names, but {shown(path)} "
+            f"({key}) has the "
+            f"label {max(numbers)}; give one name a line, all different, in the order of the numbers"
+        )
+    return {label: names[number - first] for label, number in zip(labels, numbers, strict=True)}
+
+
+# Official split lists
+
+
+class KfoldLists:
+    """The lists of PACS, `<domain>_<train|crossval|test>_kfold.txt` with lines `<domain>/<class>/<file> L`.
+
+    L is the class's place in alphabetical order, counted from 1. It is checked against the folder that the
+    path names, because a label off by one would train on wrong classes without a sign.
+
+    Args:
+        root: folder of the lists.
+        classes: names of the set's classes in alphabetical order.
+        left_out: a `LeftOut`, which decides about listed images that are missing.
+    """
+
+    def __init__(self, root, classes, left_out):
+        self.root, self.classes, self.left_out = Path(root), classes, left_out
+        if not is_folder(root):
+            raise UserError(
+                f"kfold_root: {shown(root)} is no folder; it should hold <domain>_train_kfold.txt …"
+            )
+
+    def read(self, domain, part, listing):
+        """The images of a list, out of the domain's `listing`; UserError naming file and line."""
+        chosen = self._parse(domain, part, listing)
+        if part != "test":
+            other = "crossval" if part == "train" else "train"
+            both = sorted(set(chosen) & set(self._parse(domain, other, listing)))
+            if both:
+                raise UserError(
+                    f"{self._path(domain, part)}: {domain}/{both[0]} is in {self._path(domain, other).name}"
+                    f" too ({len(both)} such images); held-out images must not be trained on"
+                )
+        return listing.take(np.array(list(chosen.values()), np.int64))
+
+    def _path(self, domain, part):
+        return self.root / f"{domain}_{part}_kfold.txt"
+
+    def _parse(self, domain, part, listing):
+        """{"<class>/<file>": place in the listing}."""
+        path, chosen, missing = self._path(domain, part), {}, []
+        known = {name: place for place, name in enumerate(listing.names())}
+        for number, line in read_lines(path, "kfold_root"):
+            name = self._entry(line, domain, f"{path}, line {number}")
+            if name in chosen:
+                raise UserError(f"{path}, line {number}: {domain}/{name} is listed twice; remove one")
+            if name in known:
+                chosen[name] = known[name]
+            else:
+                missing.append(f"{domain}/{name}")
+        if missing:
+            self.left_out.tell(MISSING, missing, f"{path}: {shown(listing.root.parent)} lacks")
+        if not chosen:
+            raise UserError(f"{path}: lists no image that is there; replace it by the official list")
+        return chosen
+
+    def _entry(self, line, domain, where):
+        """ "<class>/<file>" of one line, whose label is right."""
+        name, _, label = line.rpartition(" ")
+        parts = name.strip().split("/")
+        if len(parts) != 3 or parts[0] != domain or parts[1] not in self.classes or not label.isdecimal():
+            raise UserError(
+                f"{where}: {line[:80]!r} is not `{domain}/<class>/<file> label` with a class that "
+                "has a folder; replace the list by the official one"
+            )
+        wanted = self.classes.index(parts[1]) + 1
+        if int(label) != wanted:
+            hint = (
+                "; labels are counted from 1, these seem to count from 0" if int(label) == wanted - 1 else ""
+            )
+            raise UserError(
+                f"{where}: label {label} of {name}, but class {parts[1]} is number {wanted} of "
+                f"{len(self.classes)} in alphabetical order{hint}"
+            )
+        return f"{parts[1]}/{parts[2]}"
+
+
+# Names to show
+
+
+def shown_names(path, count, folders=None):
+    """The names to show for `count` classes in the order of the logits, from a text file.
+
+    Args:
+        path: lines `folder name` (ImageNet's `n01440764 tench, Tinca tinca`) in any order, more than needed
+            or not, where the class folders are known; else one name per line in the order of the classes.
+        count: how many there are.
+        folders: names of the class folders in the order of the logits, or None.
+
+    Raises:
+        UserError: no such text; another number of names; some folders have no line; or names without folders
+            beside folders that are numbers and so are sorted otherwise than numbers are.
+    """
+    lines = [line for _, line in read_lines(path, "class_names")]
+    keyed = dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) == 2)
+    missing = [name for name in folders or () if name not in keyed]
+    if folders and not missing:
+        return [keyed[name] for name in folders]
+    if folders and len(missing) <= len(folders) // 2:
+        raise UserError(
+            f"class_names: {shown(path)} has lines `folder name`, but none for "
+            f"{shortened(missing, 3)}; add them"
+        )
+    if len(lines) != count:
+        raise UserError(
+            f"class_names: {shown(path)} has {len(lines)} names, but the model has {count} classes; give one "
+            "name per line in the order of the classes"
+        )
+    if folders and all(name.isdecimal() for name in folders) and list(folders) != sorted(folders, key=int):
+        raise UserError(
+            "class_names: the class folders are numbers and sorted as text "
+            f"({shortened(list(folders), 4)}), so "
+            f"line 3 of {shown(path)} would name folder {folders[2]}; give lines `folder name`"
+        )
+    return lines

@@ -1,0 +1,256 @@
+"""Image files by index: decoded by threads, ahead of time, in the order asked for."""
+
+import collections
+import logging
+import os
+import queue
+import threading
+import weakref
+from concurrent.futures import Future
+
+from model_utils import memory
+from model_utils.errors import UserError
+from src.data import decode
+from src.data.files import LeftOut, shown
+
+log = logging.getLogger("run")
+
+RESERVE = 1 / 8  # of all memory stays free for others
+CHECK = 256  # images kept between two looks at the memory: some tens of megabytes
+CHUNK = 8  # images of one task
+
+
+class Workers:
+    """Threads that run tasks in the order in which they were submitted.
+
+    They stop when the object is closed or no longer used, and when the process ends: what has not begun by
+    then is dropped, because an interpreter must not leave while a thread is inside a decoder.
+
+    Args:
+        count: threads; 0: one for each processor this process may use, which is also the most.
+    """
+
+    def __init__(self, count=0):
+        most = len(os.sched_getaffinity(0))
+        self.count = min(count or most, most)
+        self._tasks, self._threads, self._stopping = queue.SimpleQueue(), [], threading.Event()
+        self.close = weakref.finalize(self, _stop, self._tasks, self._threads, self._stopping)
+
+    def submit(self, function, *arguments):
+        """A Future of function(*arguments); what it raises, `result` raises."""
+        if self._stopping.is_set():
+            raise RuntimeError("these threads were stopped")
+        if not self._threads:
+            for _ in range(self.count):
+                thread = threading.Thread(target=_work, args=(self._tasks, self._stopping), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        future = Future()
+        self._tasks.put((future, function, arguments))
+        return future
+
+
+def _work(tasks, stopping):
+    while (task := tasks.get()) is not None:
+        future, function, arguments = task
+        if stopping.is_set():
+            future.cancel()
+        elif future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:  # whatever it is, it belongs to the thread that asks
+                future.set_exception(error)
+        del task, future, function, arguments  # or the last one would live until the next comes
+
+
+def _stop(tasks, threads, stopping):
+    stopping.set()
+    for _ in threads:
+        tasks.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+class Reader:
+    """Images of a list of files, by index.
+
+    A file that can't be decoded is noted in `bad` and in the account of what is left out.
+
+    Args:
+        files: paths.
+        workers: a `Workers`; None: threads of its own.
+        prepare: None, or a function of one image uint8 (H, W, 3) that is applied before it is kept.
+        keep: whether images stay in memory, as many as leave an eighth of it free.
+        left_out: a `LeftOut`.
+
+    Attributes:
+        bad: {index: reason} of the files that could not be read so far.
+    """
+
+    def __init__(self, files, workers=None, prepare=None, keep=False, left_out=None):
+        self.files, self.workers, self.prepare = files, workers or Workers(), prepare
+        self.left_out = left_out or LeftOut()
+        self.bad, self.kept, self._room = {}, {}, keep
+        self._lock = threading.Lock()
+        self._groups = self._names = self._left = None
+
+    def group(self, labels, names):
+        """Make it an error that of some class no image at all can be read. names: for the message."""
+        self._groups, self._names = labels, names
+        self._left = collections.Counter(labels.tolist())
+
+    def image(self, index):
+        """The image of a file, uint8 (H, W, 3), or None if it is bad; UserError if nothing is left then."""
+        if index in self.bad:
+            return None
+        image = self.kept.get(index)
+        if image is None:
+            try:
+                image = decode.read(self.files[index])
+            except decode.Unreadable as error:
+                self._note(index, str(error))
+                return None
+            if self.prepare is not None:
+                image = self.prepare(image)
+            if self._room:
+                self._keep(index, image)
+        return image
+
+    def next_good(self, index):
+        """(index, image) of a file, or of the next one in the list that can be read."""
+        while (image := self.image(index)) is None:
+            if len(self.bad) == len(self.files):
+                self._nothing_left(self.files[index], self.bad[index])
+            index = (index + 1) % len(self.files)
+        return index, image
+
+    def stream(self, indices):
+        """Yield (index, image) of the good files among these, in order; threads decode ahead."""
+        indices = [int(index) for index in indices]
+        chunks = iter([indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)])
+        ahead = collections.deque()
+        try:
+            while True:
+                while len(ahead) < 2 * self.workers.count + 1 and (chunk := next(chunks, None)) is not None:
+                    ahead.append((chunk, self.workers.submit(self._images, chunk)))
+                if not ahead:
+                    return
+                chunk, future = ahead.popleft()
+                for index, image in zip(chunk, future.result(), strict=True):
+                    if image is not None:
+                        yield index, image
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+    def _images(self, indices):
+        return [self.image(index) for index in indices]
+
+    def _note(self, index, reason):
+        path = self.files[index]
+        with self._lock:
+            if index in self.bad:
+                return
+            self.bad[index] = reason
+            if self._left is not None:
+                self._left[int(self._groups[index])] -= 1
+            none_left = len(self.bad) == len(self.files)
+        self.left_out.unreadable(path, reason)
+        if none_left:
+            self._nothing_left(path, reason)
+        if self._left is not None and self._left[int(self._groups[index])] == 0:
+            self.no_image_of(self._groups[index])
+
+    def _nothing_left(self, path, reason):
+        raise UserError(
+            f"{shown(path)}: {reason}; none of the {len(self.files)} images here can be read, replace them"
+        )
+
+    def no_image_of(self, label):
+        """Raise the UserError that of this class nothing can be read."""
+        members = [index for index in sorted(self.bad) if self._groups[index] == label]
+        example = f"{shown(self.files[members[0]])}: {self.bad[members[0]]}"
+        raise UserError(
+            f"class {shown(self._names[label])}: none of its {len(members)} images can be read ({example}); "
+            "replace them, or take the class away"
+        )
+
+    def _keep(self, index, image):
+        with self._lock:
+            if len(self.kept) % CHECK == 0 and self._room:
+                found = memory.free()
+                self._room = found is None or found[0] > found[1] * RESERVE
+                if not self._room:
+                    log.warning(
+                        "warning: cache memory: %d of %d images fit; the others are decoded anew in "
+                        "each epoch",
+                        len(self.kept),
+                        len(self.files),
+                    )
+            if self._room:
+                self.kept[index] = image
+
+
+class Ahead:
+    """Batches of files made ahead of time: `get(step)` gives what `make(step)` describes.
+
+    Args:
+        workers: a `Workers`.
+        make: function of a step -> (rows, fill, finish): fill(row) is called for each of range(rows) in some
+            thread, then finish() once, whose result is the batch.
+        depth: batches begun before they are asked for.
+    """
+
+    def __init__(self, workers, make, depth=3):
+        self.workers, self.make, self.depth = workers, make, depth
+        self._begun = {}
+
+    def get(self, step):
+        """The batch of `step`; raises what its making raised."""
+        wanted = range(step, step + self.depth + 1)
+        self._drop(set(self._begun) - set(wanted))
+        for other in wanted:
+            if other not in self._begun:
+                self._begun[other] = self._begin(other)
+        return self._begun.pop(step)[0].result()
+
+    def close(self):
+        """Drop what has not been asked for."""
+        self._drop(list(self._begun))
+
+    def _drop(self, steps):
+        for step in steps:
+            for future in self._begun.pop(step)[1]:
+                future.cancel()
+
+    def _begin(self, step):
+        rows, fill, finish = self.make(step)
+        batch = _Batch(rows, fill, finish)
+        tasks = [
+            self.workers.submit(batch.run, range(start, min(start + CHUNK, rows)))
+            for start in range(0, rows, CHUNK)
+        ]
+        return batch.done, tasks
+
+
+class _Batch:
+    """The thread that fills its last rows finishes it."""
+
+    def __init__(self, rows, fill, finish):
+        self.done, self.left, self.fill, self.finish = Future(), rows, fill, finish
+        self.lock = threading.Lock()
+
+    def run(self, rows):
+        try:
+            for row in rows:
+                self.fill(row)
+            with self.lock:
+                self.left -= len(rows)
+                last = self.left == 0
+            if last:
+                self.done.set_result(self.finish())
+        except BaseException as error:  # it belongs to the thread that asks for the batch
+            with self.lock:
+                if not self.done.done():
+                    self.done.set_exception(error)

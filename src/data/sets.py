@@ -1,0 +1,165 @@
+"""Sets of domains, found by name: several domains with the same classes, any of which may be the target."""
+
+import difflib
+import logging
+from pathlib import Path
+
+from model_utils.errors import UserError, shortened
+from src import data
+from src.data.domains import ArrayDomain, FileDomain, KfoldDomain, divide, open_files
+from src.data.files import is_folder, shown, subfolders
+from src.data.lists import KfoldLists
+from src.data.rotated import Demo, RotatedMnist
+from src.data.split import DIGITS
+
+log = logging.getLogger("run")
+
+PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+PACS_ROOT = "data/pacs"
+DIGIT_SETS = ("mnist", "mnist_m", "usps")
+
+
+class MadeSet:
+    """Digits that are made by RotatedMnist or Demo."""
+
+    classes = DIGITS
+
+    def __init__(self, maker, config, left_out):
+        self.maker, self.config = maker(config), config
+        self.names = self.maker.names
+
+    def domain(self, name, target):
+        """One domain of the set."""
+        return ArrayDomain(
+            DIGITS,
+            lambda split: self.maker.load(name, split),
+            lambda split: divide(split, self.config.holdout),
+            lambda: self.maker.target_test(name),
+        )
+
+
+class DigitSet:
+    """MNIST, MNIST-M and USPS: trained on the training splits, tested on the test splits."""
+
+    names, classes = DIGIT_SETS, DIGITS
+
+    def __init__(self, config, left_out):
+        self.config = config
+
+    def domain(self, name, target):
+        """One domain of the set."""
+        root = getattr(self.config, f"{name}_image_root")
+        return ArrayDomain(
+            DIGITS,
+            lambda split: data.load(name, root, split, self.config.download),
+            lambda split: divide(split, self.config.holdout),
+        )
+
+
+class FolderSet:
+    """The domains are the folders in `domains_image_root`, the classes the folders in those, both sorted.
+
+    Raises UserError (also from the methods) for what the layout or a list leaves unclear.
+    """
+
+    classes = None  # follow from the sources
+
+    def __init__(self, config, left_out):
+        self.config, self.left_out, self.root = config, left_out, Path(self._root(config))
+        if not is_folder(self.root):
+            raise UserError(
+                f"domains_image_root: {shown(self.root)!r} is no folder; it should hold "
+                "<domain>/<class>/* images"
+            )
+        folders = {name: subfolders(self.root / name) for name in subfolders(self.root)}
+        self.names = tuple(name for name, inside in folders.items() if inside or name == config.target_domain)
+        if len(self.names) < len(folders):
+            others = [shown(name) for name in folders if name not in self.names]
+            log.info("%s: no class folders in %s, passed over", shown(self.root), shortened(others, 3))
+        if not self.names:
+            raise UserError(
+                f"domains_image_root: {shown(self.root)} holds no <domain>/<class> folders of images"
+            )
+        every = sorted(set().union(*(folders[name] for name in self.names)))
+        self.lists = None
+        if config.kfold_root:
+            self.lists = KfoldLists(self.root / config.kfold_root, self.classes or tuple(every), left_out)
+
+    def _root(self, config):
+        return config.domains_image_root
+
+    def domain(self, name, target):
+        """One domain of the set."""
+        domain = open_files(self.root / name, "domains_image_root", self.config, self.left_out, target)
+        if self.lists and type(domain) is FileDomain:
+            return KfoldDomain(self.root / name, domain.listing, domain.classes, self.config, self.lists)
+        return domain
+
+
+class Pacs(FolderSet):
+    """PACS (Li et al. 2017, arXiv 1710.03077): art_painting, cartoon, photo and sketch, seven classes each.
+
+    The folder may hold other domains, as long as the classes are these seven.
+    """
+
+    classes = PACS_CLASSES
+
+    def _root(self, config):
+        if config.domains_image_root:
+            return config.domains_image_root
+        near = (Path(config.dataset_path) / place for place in (PACS_ROOT, "pacs"))
+        return next((place for place in near if is_folder(place)), PACS_ROOT)
+
+    def domain(self, name, target):
+        domain = super().domain(name, target)
+        missing = set() if target else set(PACS_CLASSES) - set(domain.classes or ())
+        foreign = set(domain.classes or ()) - set(PACS_CLASSES)
+        if missing or foreign:
+            kind, name_ = ("no", min(missing)) if missing else ("an unknown", min(foreign))
+            raise UserError(
+                f"domains_image_root: {shown(self.root / name)} has {kind} class folder "
+                f"{shown(name_)}; PACS has "
+                f"{', '.join(PACS_CLASSES)} in every domain (domain_set folders takes other classes)"
+            )
+        return domain
+
+
+SETS = {
+    "rotated_mnist": lambda config, left_out: MadeSet(RotatedMnist, config, left_out),
+    "digits": DigitSet,
+    "pacs": Pacs,
+    "folders": FolderSet,
+    "demo": lambda config, left_out: MadeSet(Demo, config, left_out),
+}
+
+
+def open_set(config, left_out, least_sources):
+    """(the set, names of its source domains in its order); the target is `target_domain`.
+
+    Raises:
+        UserError: a target or source that the set does not have, or fewer than `least_sources` sources.
+    """
+    kind = config.domain_set or "folders"
+    domain_set = SETS[kind](config, left_out)
+    names = ", ".join(shown(name) for name in domain_set.names)
+    target = config.target_domain
+    if target not in domain_set.names:
+        near = difflib.get_close_matches(target.lower(), domain_set.names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"target_domain: {target!r} is no domain of {kind}; {hint}domains: {names}")
+    others = [name for name in domain_set.names if name != target]
+    chosen = [name.strip() for name in config.source_domains.split(",") if name.strip()]
+    wrong = [name for name in chosen if name not in others]
+    if wrong:
+        raise UserError(
+            f"source_domains: {wrong[0]!r} is no domain of {kind} to train on; "
+            f"with {target} left out these are: {shortened(others, 20)}"
+        )
+    sources = [name for name in others if name in chosen or not chosen]
+    if len(sources) < least_sources:
+        few = "fewer than two source domains are" if least_sources == 2 else "no source domain is"
+        raise UserError(
+            f"target_domain: without {target} {few} left ({kind} has {names}; source_domains is "
+            f"{config.source_domains or 'empty'!r}); {least_sources} or more are needed"
+        )
+    return domain_set, sources
