@@ -12,14 +12,16 @@ def figures(forward, held_out, with_domains):
     Args:
         forward: function (images as a Tensor, side) -> (class logits, domain logits), Tensors; side is
             "source" or "target".
-        held_out: None, or {"source": loader, "target": loader whose labels are not read, or no such entry}.
+        held_out: None, or {name of a source: loader}, and perhaps "target": a loader whose labels are not read.
         with_domains: whether the domain figures mean anything in this phase.
     """
     if not held_out:
         return {}
     sums = np.zeros(6)
-    for domain, side in enumerate(SIDES):
-        for images, labels in held_out.get(side, ()):
+    for name, loader in held_out.items():
+        domain = int(name == "target")
+        side = SIDES[domain]
+        for images, labels in loader:
             logits, domain_logits = (t.asnumpy() for t in forward(ms.Tensor.from_numpy(images), side))
             sums += _sums(logits, labels, domain_logits, domain)
     class_loss, class_hits, class_count, domain_loss, domain_hits, count = sums

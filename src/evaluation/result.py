@@ -35,7 +35,7 @@ def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=N
         "method": config.method,
         "seed": config.seed,
         "network": config.network,
-        **({"target_domain": task.target} if task is not None and task.target else {}),
+        **({"target_domain": task.target_domain} if task is not None and task.target_domain else {}),
         "device": device.target,
         "processes": device.world,
         "steps": steps,

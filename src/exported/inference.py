@@ -74,7 +74,7 @@ def predictions(model, reader, batch_size):
     def logits():
         return zip(indices, model.logits(prepared.to_network(np.stack(crops))), strict=True)
 
-    for index, image in reader.images(range(len(reader.files)), replace=False):
+    for index, image in reader.stream(range(len(reader.files))):
         indices.append(index)
         crops.append(prepared.view(image))
         if len(crops) == batch_size:

@@ -167,17 +167,11 @@ def find(name):
 
 
 def preparation(config):
-    """The `Preparation` of the configuration's network: its own, with the configuration's size and crops."""
+    """The `Preparation` of the configuration's network: its own, with the configuration's size and crop."""
     chosen, variant = find(config.network)
     own = chosen.preparation(variant, config)
-    changes = {
-        "size": config.image_size,
-        "crop_pct": config.crop_pct,
-        "crop_scale_min": config.crop_scale_min,
-    }
+    changes = {"size": config.image_size, "crop_pct": config.crop_pct}
     changes = {name: value for name, value in changes.items() if value}
-    if config.flip != "auto":
-        changes["flip"] = config.flip == "true"
     return dataclasses.replace(own, **changes)
 
 

@@ -102,14 +102,14 @@ class Method(trainer.Trainer):
         config, task = self.config, self.task
         if config.batch_norm == "per_domain":
             raise UserError("batch_norm: per_domain is not defined for method masf; choose joint or frozen")
-        loaders = task.labelled(self.preparation, config.meta_batch_size, joined=False)
+        loaders = task.labelled(self.preparation, config.meta_batch_size, False, "meta_batch_size")
         self.names = list(loaders)
         if config.meta_batch_size % len(loaders):
             raise UserError(
                 f"meta_batch_size: {config.meta_batch_size} can't be shared out among {len(loaders)} source "
                 f"domains; choose a multiple of {len(loaders)}"
             )
-        self.held_out = task.held_out(self.preparation)
+        self.held_out = task.held_out(self.preparation, target=False)
         self.phases = [Phase("meta", config.train_iterations, max(1, config.train_iterations), loaders)]
 
     @property
