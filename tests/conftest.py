@@ -26,10 +26,10 @@ keep_to_own_cores()
 @pytest.fixture(scope="session", autouse=True)
 def place():
     """The device the tests compute on; it can be chosen only before the first operator runs."""
-    from model_utils import config
+    from src.setup import settings
     from src.setup.place import set_up
 
-    return set_up(config.load(["--device_target=CPU"]))
+    return set_up(settings.load(["--device_target=CPU"]))
 
 
 @pytest.fixture

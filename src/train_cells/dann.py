@@ -47,11 +47,12 @@ class Method(trainer.Trainer):
         "validation_size": 1000,
         "batch_norm": "per_domain",
         "weight_decay_on": "all",
+        "lr_schedule": "one_cycle",
     }
     KEYS = {
         "batch_size": Key(64, "images per domain, step and process; export.py: fixed batch size", low=1),
-        "n_pretrain_epochs": Key(100, "epochs of source-only training", low=0),
-        "n_epoch": Key(100, "epochs of adversarial training", low=0),
+        "n_pretrain_epochs": Key(0, "epochs of source-only training", low=0),
+        "n_epoch": Key(20, "epochs of adversarial training", low=0),
         "steps_per_epoch": Key(0, "steps in an epoch; 0: as many as the smaller domain fills", low=0),
         "lr": Key(
             0.001, "learning rate of pre-training, and of both classifiers (peak, if scheduled)", above=0
