@@ -7,6 +7,7 @@ resolved configuration. Randomness needs no state: it is a function of seed and 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ log = logging.getLogger("run")
 META = "training/meta"
 FORMAT = 1  # of META; to be raised when an older program could not read what is written
 PREFIXED = "/"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
@@ -62,8 +64,24 @@ def _write(entries, path):
     import mindspore as ms
 
     with atomic(path) as temporary, hide_errors():
-        ms.save_checkpoint(entries, str(temporary), crc_check=True)
+        try:
+            ms.save_checkpoint(entries, str(temporary), crc_check=True)
+        except RuntimeError as error:
+            # Where MindSpore wraps the refusal of the operating system, that is the cause; else it is a bug,
+            # or too little memory, and stays what it is.
+            cause = _refusal_behind(error)
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         os.chmod(temporary, 0o644)  # MindSpore makes it read-only for its owner
+
+
+def _refusal_behind(error):
+    """The OSError that an exception was raised from or while handling, or None."""
+    seen = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def save_cell(cell, path, meta=None):

@@ -72,6 +72,11 @@ class Worker:
         lines = [line for line in self._lines() if line.startswith("error: ")]
         return lines[-1][len("error: ") :] if lines and self.status in (USER_ERROR, -signal.SIGKILL) else ""
 
+    def was_leaving(self):
+        """Whether the last thing it wrote is an exception that nobody caught."""
+        lines = self._lines()
+        return bool(lines and EXCEPTION.match(lines[-1]))
+
     def last_line(self):
         """The line of the last exception it printed, else its last line; "" for an empty log."""
         lines = self._lines()
@@ -249,7 +254,12 @@ class Watch:
             return 1
         if failed.error():
             raise UserError(f"rank {failed.rank}: {failed.error()}")
-        how = f"was killed by {_name(-failed.status)}" if failed.status < 0 else f"failed ({failed.status})"
+        if failed.status == -signal.SIGKILL and failed.was_leaving():
+            how = "failed"  # msrun killed it on its way out
+        elif failed.status < 0:
+            how = f"was killed by {_name(-failed.status)}"
+        else:
+            how = f"failed ({failed.status})"
         said = failed.last_line()
         said = f"; its last line: {said[:300]}" if said else ""
         print(

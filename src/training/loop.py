@@ -109,10 +109,10 @@ class Run:
         path = checkpoint.step_path(self.output_dir, self.step)
         try:
             checkpoint.save_state(self.cell.state(), self.meta(), path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             line = f"checkpoint {path} could not be written ({_reason(error)}); earlier ones are untouched"
             if required:
-                raise UserError(f"{line}; make room, then continue with --resume true") from error
+                raise UserError(f"{line}; {_mend(error)}, then continue with --resume true") from error
             log.warning("warning: %s; trying again at the next one", line)
             return
         checkpoint.prune(self.output_dir, self.config.keep_checkpoint_max)
@@ -281,7 +281,12 @@ class Run:
 
 
 def _reason(error):
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return error.strerror or str(error)
+
+
+def _mend(error):
+    """What helps against this OSError."""
+    return "make room" if error.errno in checkpoint.DISK_FULL else "put that right"
 
 
 def run(build, config, device, started):
