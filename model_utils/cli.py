@@ -4,11 +4,13 @@ import errno
 import os
 import signal
 import sys
+import time
 import warnings
 
-from model_utils.errors import UserError
+from model_utils.errors import PeerError, UserError
 from model_utils.quiet import hide_warnings
 
+PEER_SECONDS = 3.0
 # What MindSpore's RuntimeErrors say, on a CPU and on devices.
 NO_MEMORY = (
     "memory not enough",
@@ -92,6 +94,10 @@ def run(main, check_versions=True):
             versions.check()
         status = main() or 0
         sys.stdout.flush()
+    except PeerError as error:
+        # The rank with an error of its own has to end first: msrun kills the others once one has failed.
+        time.sleep(PEER_SECONDS)
+        status = _fail(error)
     except UserError as error:
         status = _fail(error)
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ POLL_SECONDS = 0.05
 FAILED_SECONDS = 3.0  # for the others to end after one has failed, before they are killed
 SIGNALLED_SECONDS = 60.0  # to save and leave after a signal; the graph compiler may hold a process up
 USER_ERROR = 2
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # MindSpore's own lines, e.g. "[WARNING] DISTRIBUTED(123,7f…,python):2026-…": for the log file only.
 NOISE = re.compile(rb"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\([0-9]+,")
 EXCEPTION = re.compile(r"[A-Za-z_][A-Za-z_.]*(Error|Exception)\b")
@@ -129,7 +130,11 @@ class Watch:
         return len(self.workers) == len(self.ranks) and all(w.ended for w in self.workers.values())
 
     def _find_workers(self):
-        """Match msrun's children with what it says it starts, in order; a child may have died by now."""
+        """Match msrun's children with the ranks it says it starts.
+
+        A child's environment tells which it is. msrun has other children for moments, and a worker may die
+        before it was looked at: such ones are told by their order, once everything was started.
+        """
         import psutil
 
         if len(self.workers) == len(self.ranks):
@@ -138,11 +143,29 @@ class Watch:
             for child in sorted(self.tree.children(), key=lambda child: (child.create_time(), child.pid)):
                 self.children.setdefault(child.pid, child)
         started = STARTED.findall(self._said())
-        for child, (role, rank) in zip(self.children.values(), started):  # noqa: B905 - one may lag behind
-            if role == "scheduler" and self.scheduler is None:
-                self.scheduler = Worker(child, None, self.log_dir / "scheduler.log")
-            if role == "worker" and child.pid not in self.workers:
-                self.workers[child.pid] = Worker(child, int(rank), self.log_dir / f"worker_{rank}.log")
+        unknown = []
+        for child in self.children.values():
+            role, rank = _role(child)
+            if role is None:
+                unknown.append(child)
+            else:
+                self._found(child, role, rank)
+        if sum(role == "worker" for role, _ in started) == len(self.ranks):
+            waiting = [item for item in started if not self._has(*item)]
+            gone = [child for child in unknown if not _lives(child)][-len(waiting) :] if waiting else []
+            for child, (role, rank) in zip(gone, waiting):  # noqa: B905 - one may lag behind
+                self._found(child, role, rank)
+
+    def _has(self, role, rank):
+        if role == "scheduler":
+            return self.scheduler is not None
+        return any(worker.rank == int(rank) for worker in self.workers.values())
+
+    def _found(self, child, role, rank):
+        if role == "scheduler" and self.scheduler is None:
+            self.scheduler = Worker(child, None, self.log_dir / "scheduler.log")
+        if role == "worker" and child.pid not in self.workers:
+            self.workers[child.pid] = Worker(child, int(rank), self.log_dir / f"worker_{rank}.log")
 
     def _said(self):
         """What msrun has written itself."""
@@ -231,6 +254,10 @@ class Watch:
         number = self.signal
         stopped = {128 + number, -number, -signal.SIGKILL} if number is not None else set()
         failed = [w for w in self.workers.values() if w.status and w.status not in stopped]
+        if self.first_failed in failed and self.first_failed.status == -signal.SIGKILL:
+            # msrun kills the others once one has failed, and says which one that was.
+            named = re.search(r"Worker process (\d+) exit with exception", self._said())
+            self.first_failed = self.workers.get(int(named.group(1)) if named else 0, self.first_failed)
         if self.first_failed is self.scheduler and self.scheduler is not None:
             return next((w for w in failed if w.error()), self.scheduler)
         if self.first_failed not in failed:
@@ -269,6 +296,29 @@ class Watch:
         return 1
 
 
+def _role(process):
+    """("scheduler", None) or ("worker", rank as text) by a process's environment; (None, None) if that says
+    nothing, or the process has ended."""
+    import psutil
+
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return None, None
+    role = {"MS_SCHED": "scheduler", "MS_WORKER": "worker"}.get(environment.get("MS_ROLE"))
+    rank = environment.get("RANK_ID", "")
+    return (role, rank) if role == "scheduler" or (role and rank.isdigit()) else (None, None)
+
+
+def _lives(process):
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def _name(number):
     try:
         return signal.Signals(number).name
@@ -290,6 +340,10 @@ def run(job, environment):
         raise UserError(
             f"cannot write the processes' logs into {log_dir}: {error.strerror}; choose another --output_dir"
         ) from error
+    early = []
+    for number in HANDLED:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, frame: early.append(number))
     with log:
         try:
             msrun = subprocess.Popen(
@@ -305,7 +359,9 @@ def run(job, environment):
         except OSError as error:
             raise UserError(f"cannot run msrun: {error.strerror}; it comes with MindSpore") from error
         watch = Watch(msrun, job.ranks, log_dir, job.alone)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        for number in HANDLED:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 signal.signal(number, watch.on_signal)
+        for number in early:
+            watch.on_signal(number, None)
         return watch.run()
