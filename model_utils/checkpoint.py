@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import interrupts
+from model_utils import interrupts, paths
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -203,7 +203,7 @@ def fill(parameters, values, what, where):
 
 def stored_config(path):
     """The configuration stored in a checkpoint or in a run's folder; {} where there is none."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "checkpoint"))
     if path.is_dir():
         meta = newest(path)[2]
     else:
@@ -219,7 +219,7 @@ def load_network(network, path):
 
     Returns the file used. Raises UserError as `read` and `fill` do, and for values that are not finite.
     """
-    path = Path(path)
+    path = Path(paths.expanded(path, "checkpoint"))
     if path.is_dir():
         path = newest(path)[0]
     values, _ = read(path)

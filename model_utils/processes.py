@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from model_utils import optional
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
@@ -26,6 +27,7 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NOISE = re.compile(rb"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\([0-9]+,")
 EXCEPTION = re.compile(r"[A-Za-z_][A-Za-z_.]*(Error|Exception)\b")
 STARTED = re.compile(r"^Start (scheduler|worker) process(?: with rank id:(\d+))?", re.MULTILINE)
+NO_SERVER = "Failed to init the tcp server"  # MindSpore's scheduler, when its port is taken
 PEER = "stopped because of an error on rank"
 
 
@@ -89,12 +91,14 @@ class Watch:
     """The processes of one `msrun` on this host.
 
     Args:
-        msrun: its Popen. ranks: those of this host. log_dir: where their logs are.
-        alone: whether all ranks are on this host.
+        msrun: its Popen. job: the launch.Job it runs. log_dir: where the logs are.
     """
 
-    def __init__(self, msrun, ranks, log_dir, alone):
+    def __init__(self, msrun, job, log_dir):
         import psutil
+
+        ranks, alone = job.ranks, job.alone
+        self.port = job.meeting.port if job.meeting else None
 
         self.msrun, self.ranks, self.log_dir = msrun, ranks, Path(log_dir)
         self.alone = alone
@@ -275,6 +279,8 @@ class Watch:
             # It hears from every rank: one on another host fell silent half a minute ago.
             ranks = re.search(r"node list is: \[const vector\]\{([0-9, ]+)\}", failed.text())
             who = f"rank {ranks.group(1)} is gone" if ranks else "the scheduler failed"
+            if NO_SERVER in failed.text():
+                raise UserError(f"master_port: {self.port} is in use; choose another --master_port")
             print(
                 f"error: {who}; the others were stopped; scheduler's log: {failed.log_path}", file=sys.stderr
             )
@@ -326,6 +332,23 @@ def _name(number):
         return f"signal {number}"
 
 
+def _open_log(log_dir, ranks):
+    """msrun's own log in the folder of logs; UserError unless msrun can write all of them there."""
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("scheduler.log", *(f"worker_{rank}.log" for rank in ranks)):
+            with open(log_dir / name, "ab"):
+                pass
+            (log_dir / name).unlink()  # of an earlier run
+        return open(log_dir / "msrun.log", "wb")
+    except OSError as error:
+        place = error.filename or log_dir
+        raise UserError(
+            f"cannot write the processes' logs into {log_dir}: {place}: {error.strerror}; "
+            "choose another --log_dir or --output_dir"
+        ) from error
+
+
 def run(job, environment):
     """Run a job of several processes (launch.Job); returns the exit status.
 
@@ -333,13 +356,8 @@ def run(job, environment):
     with a line that names the process when one of them died otherwise; 128 + number after a signal.
     """
     log_dir = next(word.split("=", 1)[1] for word in job.command if word.startswith("--log_dir="))
-    try:
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-        log = open(Path(log_dir) / "msrun.log", "wb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"cannot write the processes' logs into {log_dir}: {error.strerror}; choose another --output_dir"
-        ) from error
+    optional.require("psutil", "to watch several processes")
+    log = _open_log(Path(log_dir), job.ranks)
     early = []
     for number in HANDLED:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -358,7 +376,7 @@ def run(job, environment):
             )
         except OSError as error:
             raise UserError(f"cannot run msrun: {error.strerror}; it comes with MindSpore") from error
-        watch = Watch(msrun, job.ranks, log_dir, job.alone)
+        watch = Watch(msrun, job, log_dir)
         for number in HANDLED:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 signal.signal(number, watch.on_signal)

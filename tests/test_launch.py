@@ -311,7 +311,13 @@ for rank, body in sorted(enumerate(sys.argv[2:]), key=lambda pair: pair[0] != 2)
         role = {"MS_ROLE": "MS_SCHED"} if scheduler else {"MS_ROLE": "MS_WORKER", "RANK_ID": str(rank)}
         where = dict(stdout=log, stderr=log, env={**os.environ, **role})
         children.append(subprocess.Popen(command, start_new_session=True, **where))
+said = set()
 while any([child.poll() is None for child in children]):
+    for child in children:
+        if child.returncode and child not in said:
+            said.add(child)
+            code = child.returncode
+            print(f"Worker process {child.pid} exit with exception. Error code: {code}.", flush=True)
     time.sleep(0.3)
 sys.exit(any(child.returncode for child in children))
 """

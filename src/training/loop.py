@@ -16,7 +16,7 @@ from model_utils import checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
-from src.evaluation import result
+from src.evaluation import plots, result
 from src.evaluation.evaluate import evaluator
 from src.train_cells import accuracy_lines
 from src.training import run_folder
@@ -339,8 +339,6 @@ def _train_and_finish(this, cell, metrics, interrupt):
     _log_plan(cell, config)
     plot_features = config.plot_features and device.is_main
     if plot_features:
-        from src.evaluation import plots
-
         before = plots.collect_features(cell, this.test_sets)
     try:
         this.train(metrics, interrupt)
@@ -351,15 +349,16 @@ def _train_and_finish(this, cell, metrics, interrupt):
         this.evaluate(cell.phases[-1], metrics)
     if not device.is_main:
         return 0
-    from src.evaluation import plots
-
     checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():
         checkpoint.save_cell(part, folder / name)
-    plots.curves(folder)
-    if plot_features:
-        plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
     result.write(this.result(), folder / "result.json")
+    try:
+        plots.curves(folder)
+        if plot_features:
+            plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
+    except (UserError, OSError) as error:  # a package that is missing, a full disk: the run is done
+        log.warning("warning: not all pictures were drawn: %s", error)
     for domain, value in this.accuracies.items():
         log.info("%s domain accuracy: %.4f", domain, value)
     log.info("finished %d steps in %.0f s; results in %s", this.step, this.seconds(), folder)
