@@ -12,9 +12,11 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import pytest
 import yaml
 
 from model_utils import config
+from model_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny"
@@ -26,6 +28,18 @@ quick = hypothesis.settings(
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
+
+
+def fails(call, *parts):
+    """`call` raises a UserError of one line with all `parts` in it; returns the line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message
+
 
 # The real commands on the data inside the dependencies, a handful of steps.
 DEMO = {

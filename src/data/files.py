@@ -65,8 +65,6 @@ class LeftOut:
 
     def unreadable(self, path, reason):
         """Note one file that can't be decoded, and log it."""
-        if self.strict:
-            raise UserError(f"{shown(path)}: {reason}; replace or remove it, or leave out --strict")
         if self.add(reason, [path]):
             log.warning("warning: %s: %s; left out", shown(path), reason)
 
@@ -84,7 +82,7 @@ class LeftOut:
 class Listing:
     """Image files: `classes` sorted, or None without labels; `files` sorted by class and name.
 
-    labels: int32 (N,), places in `classes`; all 0 without labels.
+    root: the folder they are seen from. labels: int32 (N,), places in `classes`; all 0 without labels.
     """
 
     root: Path
@@ -98,8 +96,8 @@ class Listing:
         return [file.removeprefix(begin) for file in self.files]
 
     def without_labels(self):
-        """The files alone; `classes` and `labels` are None."""
-        return dataclasses.replace(self, classes=None, labels=None)
+        """The files alone, sorted by path; `classes` and `labels` are None."""
+        return dataclasses.replace(self, classes=None, files=tuple(sorted(self.files)), labels=None)
 
     def take(self, chosen):
         """The files at positions, or under a mask."""

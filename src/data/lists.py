@@ -67,13 +67,13 @@ def read_list(path, key, root="", names_file=""):
     ordered = sorted(chosen, key=lambda name: (chosen[name] or "", name))
     files = tuple(os.path.join(base, name) for name in ordered)
     if without:
-        return Listing(Path(path), None, files, np.zeros(len(files), np.int32))
+        return Listing(Path(base), None, files, np.zeros(len(files), np.int32))
     names = _names(chosen, path, key, names_file)
     classes = tuple(sorted(set(names.values())))
     places = {label: classes.index(name) for label, name in names.items()}
     labels = np.array([places[chosen[name]] for name in ordered], np.int32)
     order = np.argsort(labels, kind="stable")
-    return Listing(Path(path), classes, tuple(files[i] for i in order), labels[order])
+    return Listing(Path(base), classes, tuple(files[i] for i in order), labels[order])
 
 
 def _row(line, number, path, key):
