@@ -513,9 +513,7 @@ def test_labels_of_files_change_nothing_a_method_is_given_of_a_target(tmp_path, 
         given.append([tuple(colour) for images, _ in shown for colour in colours(images)])
     if kind == "list":
         assert given[0] == given[1]
-    elif (
-        split == "transductive" or kind == "split"
-    ):  # a file's name is another, and so its place in the order
+    elif split == "transductive" or kind == "split":  # the order goes by paths
         assert sorted(given[0]) == sorted(given[1])
     assert len(given[0]) == len(given[1]) == (15 if split == "transductive" or kind == "split" else 9)
 

@@ -127,14 +127,21 @@ def entries(folder):
         raise UserError(f"{shown(folder)}: cannot be listed ({reason}); give another folder") from error
 
 
-def is_folder(path):
-    """Whether there is a folder; False for names that no file can have."""
-    return os.path.isdir(path)
+def kind(entry):
+    """What an os.DirEntry is, links followed: "file", "folder", "link" (that leads nowhere), or "other"."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+    except OSError:  # a link to itself
+        return "link"
+    return "link" if entry.is_symlink() else "other"
 
 
 def subfolders(folder):
     """Names of the folders in a folder, without hidden ones and those of systems, sorted."""
-    return [entry.name for entry in entries(folder) if not is_junk(entry.name) and entry.is_dir()]
+    return [entry.name for entry in entries(folder) if not is_junk(entry.name) and kind(entry) == "folder"]
 
 
 def images_in(folder, left_out):
@@ -143,19 +150,14 @@ def images_in(folder, left_out):
     Files that are hidden are noted in `left_out` at once.
     """
     images, other, hidden = [], {}, []
+    reasons = {"folder": NESTED, "link": DANGLING}
     for entry in entries(folder):
         if is_junk(entry.name):
             hidden.append(entry.path)
-        elif entry.is_file():
-            if is_image(entry.name):
-                images.append(entry.path)
-            else:
-                other.setdefault(STRAY, []).append(entry.path)
-        elif entry.is_dir():
-            other.setdefault(NESTED, []).append(entry.path)
+        elif (found := kind(entry)) == "file" and is_image(entry.name):
+            images.append(entry.path)
         else:
-            dangling = entry.is_symlink()
-            other.setdefault(DANGLING if dangling else STRAY, []).append(entry.path)
+            other.setdefault(reasons.get(found, STRAY), []).append(entry.path)
     left_out.add(HIDDEN, hidden)
     return images, other
 
@@ -220,7 +222,7 @@ def find(words, left_out=None):
     """
     left_out, found = left_out or LeftOut(), []
     for word in words:
-        if is_folder(word):
+        if os.path.isdir(word):
             files = _below(word, left_out)
             if not files:
                 raise UserError(f"{shown(word)}: no image ({', '.join(EXTENSIONS)}) in this folder")

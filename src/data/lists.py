@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError, shortened
-from src.data.files import Listing, is_folder, is_image, shown
+from src.data.files import Listing, is_image, shown
 
 MAX_LIST_BYTES = 256 * 2**20
 MISSING = "listed images that are missing"
@@ -145,7 +145,7 @@ class KfoldLists:
 
     def __init__(self, root, classes, left_out):
         self.root, self.classes, self.left_out = Path(root), classes, left_out
-        if not is_folder(root):
+        if not os.path.isdir(root):
             raise UserError(
                 f"kfold_root: {shown(root)} is no folder; it should hold <domain>_train_kfold.txt …"
             )
