@@ -4,6 +4,7 @@ Every one stands for a kind: one file's fault falls on others, two readers have 
 silently, text comes from elsewhere.
 """
 
+import functools
 import os
 import shutil
 import zlib
@@ -16,7 +17,7 @@ from helpers import fails
 from PIL import Image
 from test_tasks import CPU, configure, opened
 
-from src.data import decode, files, lists, mnist_m, photos, tasks
+from src.data import decode, files, lists, load, mnist_m, photos, tasks
 from src.data.files import LeftOut
 from src.data.preparation import Preparation
 from src.data.reading import Reader
@@ -295,6 +296,9 @@ def test_reported_home_folders_and_impossible_paths_in_every_path_key():
     for name, key in configure().keys.items():
         if key.path and name.endswith(("_root", "dataset_path", "list_classes")):
             assert key.parse(name, "~/x", "here") == f"{home}/x"
+    for name in ("mnist", "mnist_m", "usps", "svhn"):
+        fails(functools.partial(load, name, "x" * 300, "train"), "x" * 300)
+    fails(lambda: photos.read_training_photos("x" * 300), "not found")
     for changes in (
         {"dataset_path": "x" * 300},
         {"source_image_root": "x" * 300},

@@ -14,7 +14,7 @@ import numpy as np
 
 from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
-from src.data.files import entries, is_image, is_junk, scan, scan_flat, shown, subfolders
+from src.data.files import entries, is_image, is_junk, kind, scan, scan_flat, shown, subfolders
 from src.data.lists import read_list
 from src.data.split import Split
 
@@ -338,7 +338,8 @@ def looks_like_images(path):
     if not os.path.isdir(path):
         return os.path.isfile(path)
     return any(
-        not is_junk(entry.name) and (is_image(entry.name) if entry.is_file() else _holds_images(entry.path))
+        not is_junk(entry.name)
+        and (is_image(entry.name) if kind(entry) == "file" else _holds_images(entry.path))
         for entry in entries(path)
     )
 

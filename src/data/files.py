@@ -223,7 +223,7 @@ def find(words, left_out=None):
     left_out, found = left_out or LeftOut(), []
     for word in words:
         if os.path.isdir(word):
-            files = _below(word, left_out)
+            files = below(word, left_out)
             if not files:
                 raise UserError(f"{shown(word)}: no image ({', '.join(EXTENSIONS)}) in this folder")
         elif os.path.lexists(word):
@@ -236,7 +236,7 @@ def find(words, left_out=None):
     return list(dict.fromkeys(found))
 
 
-def _below(folder, left_out):
+def below(folder, left_out):
     """All images below a folder, sorted by path."""
     files, dangling = [], []
     for base, folders, _ in os.walk(folder):
