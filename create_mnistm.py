@@ -1,5 +1,10 @@
 """Make MNIST-M from MNIST and BSDS500: python create_mnistm.py --help"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
 import hashlib
 import signal
@@ -67,6 +72,14 @@ def _boolean(text):
 
 def main():
     arguments = parse()
+    import cv2  # noqa: F401 - before Ctrl-C may raise: an import must not be cut short
+
+    with interrupts.raising():  # which removes the files that are not finished
+        return make(arguments)
+
+
+def make(arguments):
+    """Read, blend and write everything."""
     # A killed run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start = time.perf_counter()

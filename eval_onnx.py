@@ -1,5 +1,10 @@
 """Evaluate an ONNX file on the test splits: python eval_onnx.py --onnx_path FILE --dataset_path DIR"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 
@@ -14,28 +19,24 @@ USAGE = """usage: python eval_onnx.py --onnx_path FILE [--dataset_path DIR] [--c
 
 
 def load(argv):
-    """(Model, Config) of a command line; None for the second after --help was printed."""
+    """(Model, Config) of a command line; None for both after --help was printed."""
     from src.exported import model_files
+    from src.setup import settings as experiment
 
     given = config.read_arguments(argv)
     path = given.pop("onnx_path", None)
     options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
     if "help" in given:
         print(USAGE)
-        config.load(options, "eval_onnx.py")
+        experiment.load(options, "eval_onnx.py")
         return None, None
     if not isinstance(path, str) or not path:
         raise UserError("onnx_path: give the .onnx file that export.py wrote, with --onnx_path")
-    overlay = config.read_yaml(given["config"]) if isinstance(given.get("config"), str) else {}
     about = model_files.onnx_about(path)
-    if about and not {"method"} & {*given, *overlay}:
-        options.append(f"--method={about['method']}")
-    settings = config.load(options, "eval_onnx.py")
+    stored = {"experiment": "", **about["settings"], "method": about["method"]} if about else {}
+    settings = experiment.load(options, "eval_onnx.py", stored=stored)
     if about and settings.method != about["method"]:
         raise UserError(f"onnx_path: {path} was trained with method {about['method']}, not {settings.method}")
-    stored = {**about.get("settings", {}), "experiment": about.get("experiment", settings.experiment)}
-    stored = {k: v for k, v in stored.items() if k in settings.keys and not {k} & {*given, *overlay}}
-    settings = settings.replace(**stored)
     return model_files.open_onnx(path, settings.device_target, settings.device_id), settings
 
 
@@ -46,6 +47,8 @@ def main():
         return 0
     from model_utils import modelarts, run_log
     from model_utils.device import Device
+    from src import networks
+    from src.data.tasks import open_task
     from src.evaluation import result
     from src.exported import inference
     from src.train_cells import find_method
@@ -54,7 +57,9 @@ def main():
     run_log.log.info("device: %s", model.place)
     settings = modelarts.prepare(settings)
     place = Device("GPU" if "CUDA" in model.place else "CPU")
-    test_sets = find_method(settings.method).test_sets(settings, place)
+    least = find_method(settings.method).LEAST_SOURCES
+    task = open_task(settings, place, model.names or model.classes, least)
+    test_sets = task.test(model.preparation if model.about else networks.preparation(settings))
     begun = time.perf_counter()
     scores = {domain: inference.score(model, loader) for domain, loader in test_sets.items()}
     seconds = time.perf_counter() - begun
@@ -71,7 +76,7 @@ def main():
         top1 = {domain: values["top-1"] for domain, values in shares.items()}
         top5 = {domain: values["top-5"] for domain, values in shares.items() if "top-5" in values}
         total = time.perf_counter() - started
-        content = result.build(settings, place, top1, 0, total, count / seconds, top5=top5)
+        content = result.build(settings, place, top1, 0, total, count / seconds, top5=top5, task=task)
         result.write(content, settings.result)
     return 0
 

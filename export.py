@@ -1,71 +1,76 @@
 """Export a checkpoint: python export.py --ckpt_file FILE_OR_RUN_FOLDER --file_format MINDIR|ONNX|AIR"""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from model_utils import cli, config
+from model_utils import cli
 from model_utils.errors import UserError
 
 COMPARED_IMAGES = 64
 COMPARED_LARGE, LARGE = 16, 100 * 100  # of images with more pixels than that
 
 
-def comparison(method, settings, place):
-    """(real images float32 (N, C, H, W) to compare on, the test loader they come from, or None).
+def comparison(settings, place, loaded, method):
+    """(real images float32 (N, C, S, S) to compare on, class names or None).
 
-    Where a method reads image folders and no dataset_path is given, photographs that come with scikit-image
-    serve: converted weights can then be exported without ImageNet.
+    The images are of the test data; where these are not at hand, photographs that come with scikit-image
+    serve: weights can then be exported without the data they were trained on.
     """
-    if "crop_pct" in settings.keys and not settings.dataset_path:
-        from src.data import demo_photos, image_folder
+    from model_utils.run_log import log
+    from src.data import demo_photos
+    from src.data.tasks import open_task
 
-        photos = [*demo_photos.photos("train"), *demo_photos.photos("test")]
-        crops = [image_folder.centre_crop(photo, settings.image_size, settings.crop_pct) for photo in photos]
-        return image_folder.normalise(np.stack(crops)), None
-    few = settings.replace(eval_batch_size=min(settings.eval_batch_size, COMPARED_IMAGES))
-    loader = next(reversed(method.test_sets(few, place).values()))
-    parts, count, wanted = [], 0, COMPARED_IMAGES
-    for images, _ in loader:
-        wanted = COMPARED_LARGE if images.shape[2] * images.shape[3] > LARGE else COMPARED_IMAGES
-        parts.append(images)
-        count += len(images)
-        if count >= wanted:
-            break
-    return np.concatenate(parts)[:wanted], loader
+    preparation = loaded.network.preparation
+    count = COMPARED_LARGE if preparation.size**2 > LARGE else COMPARED_IMAGES
+    try:
+        task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
+        loader = next(reversed(task.test(preparation).values()))
+        return loader.sample(count, settings.seed)[0], loaded.names or task.classes
+    except UserError as error:
+        log.info(
+            "compared on photographs that come with scikit-image, because the test data are not there: %s",
+            error,
+        )
+        if loaded.names is None:
+            log.info("the class names stay unknown")
+    return demo_photos.prepared(preparation), loaded.names
 
 
 def main():
-    settings = config.load(sys.argv[1:], "export.py", checkpoint_key="ckpt_file")
+    from src.setup import settings as experiment
+
+    settings = experiment.load(sys.argv[1:], "export.py", checkpoint_key="ckpt_file")
     if settings is None:
         return 0
-    from model_utils import checkpoint, device, run_log
-    from src.exported import exporting
+    from model_utils import modelarts, run_log
+    from src.exported import exporting, trained
+    from src.setup.place import set_up
     from src.train_cells import find_method
 
     if not settings.ckpt_file:
         raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
-    method = find_method(settings.method)
+    settings = modelarts.prepare(settings)
     # An export holds MindSpore's own operators only: take the CPU setting that suits those.
-    place = device.setup(settings.replace(cpu_operator=False))
+    place = set_up(settings.replace(cpu_operator=False))
     run_log.setup()
-    network = method.build_network(settings)
-    used = checkpoint.load_network(network, settings.ckpt_file)
-    images, loader = comparison(method, settings, place)
-    if loader is None:
-        run_log.log.info("no dataset_path: compared on photographs, and the class names stay unknown")
+    loaded = trained.load(settings, settings.ckpt_file)
+    images, names = comparison(settings, place, loaded, find_method(settings.method))
     path, difference = exporting.export(
-        network,
+        loaded.network,
         images,
         settings.file_name or Path(settings.output_dir) / settings.experiment,
         settings.file_format,
         # config.yaml's batch size is for training; only one asked for here fixes the exported batch.
         settings.batch_size if "batch_size" in settings.given else None,
         place.target,
-        exporting.describe(settings, loader),
+        exporting.describe(settings, loaded.network.preparation, names),
     )
-    run_log.log.info("exported %s to %s", used, path)
+    run_log.log.info("exported %s to %s", loaded.path, path)
     if difference is not None:
         run_log.log.info(
             "reloaded and compared on %d images: maximal logits difference %.2e", len(images), difference

@@ -6,8 +6,12 @@
 The model is an .onnx or .mindir file that export.py wrote, a .ckpt file or a run's folder.
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
-import glob
 import json
 import logging
 import os
@@ -68,38 +72,13 @@ def arguments(argv=None):
     return options
 
 
-def find_images(words):
-    """The image files that files, folders and patterns stand for, in this order, each once.
-
-    Raises:
-        UserError: a word stands for nothing.
-    """
-    from src.data.image_folder import EXTENSIONS
-
-    found = []
-    for word in words:
-        if os.path.isdir(word):
-            below = sorted(os.path.join(base, name) for base, _, names in os.walk(word) for name in names)
-            files = [path for path in below if path.lower().endswith(EXTENSIONS)]
-            if not files:
-                raise UserError(f"{word}: no image ({', '.join(EXTENSIONS)}) in this folder")
-        elif os.path.exists(word):
-            files = [word]
-        else:
-            files = sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
-            if not files:
-                raise UserError(f"{word}: no such file; give images, folders or patterns")
-        found += files
-    return list(dict.fromkeys(found))
-
-
 def show_images(model, options):
     """Print the best classes of each image file; UserError at the end if some could not be read."""
-    from src.data._image_reader import ImageReader
+    from src.data.reading import Reader
     from src.exported import inference
 
     files, names = options.images, None
-    reader, first = ImageReader(files), True
+    reader, first = Reader(files), True
     for index, logits in inference.predictions(model, reader, options.batch_size):
         if first:
             names, first = inference.class_names(model, len(logits), options.class_names), False
@@ -133,20 +112,21 @@ def as_json(path, best, names):
 
 def classify_folder(model, options):
     """Write result_dir/acc.log and result_Files/<class>/<image>.txt there: `class probability` per rank."""
-    from src.data import image_folder
-    from src.data._image_reader import ImageReader
+    from src.data.files import LeftOut, scan
+    from src.data.reading import Reader
     from src.exported import inference
 
     root = Path(options.dataset_path)
     if not root.is_dir():
         raise UserError(f"dataset_path: {root} is no folder; give the one of val/<class>/* or of <class>/*")
-    folder = image_folder.scan(root / "val" if (root / "val").is_dir() else root, options.strict)
+    left_out = LeftOut(options.strict)
+    folder = scan(root / "val" if (root / "val").is_dir() else root, left_out)
     results = Path(options.result_dir) / RESULTS
     if results.exists() and any(results.iterdir()):
         raise UserError(
             f"result_dir: {results} holds results already; remove it, or choose another --result_dir"
         )
-    reader, score, names = ImageReader(folder.files, strict=options.strict), inference.Score(), None
+    reader, score, names = Reader(folder.files, left_out=left_out), inference.Score(), None
     begun = time.perf_counter()
     for index, logits in inference.predictions(model, reader, options.batch_size):
         if names is None:
@@ -203,7 +183,9 @@ def log(line):
 def main():
     options = arguments()
     if options.images:
-        options.images = find_images(options.images)  # before a model is loaded in vain
+        from src.data.files import find
+
+        options.images = find(options.images)  # before a model is loaded in vain
     from src.exported import model_files
 
     logging.getLogger("run").addHandler(logging.StreamHandler(sys.stderr))

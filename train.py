@@ -1,26 +1,37 @@
 """Train a method: python train.py [--config configs/X.yaml] [--key value …]; --help lists the keys."""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import sys
 import time
 
-from model_utils import cli, config
+from model_utils import cli
 
 
 def main():
     started = time.perf_counter()
-    settings = config.load(sys.argv[1:], "train.py")
+    from src.setup import settings as experiment
+
+    settings = experiment.load(sys.argv[1:], "train.py")
     if settings is None:
         return 0
-    from model_utils import device, modelarts
+    from model_utils import modelarts
+    from src.data.tasks import open_task
+    from src.setup.place import set_up
     from src.train_cells import find_method
     from src.training import loop
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = device.setup(settings)
+    place = set_up(settings)
 
     def build():
-        return method.build(settings, place), method.test_sets(settings, place)
+        task = open_task(settings, place, least_sources=method.LEAST_SOURCES)
+        cell = method(settings, place, task)
+        return cell, task.test(cell.preparation)
 
     return loop.run(build, settings, place, started)
 

@@ -25,8 +25,9 @@ def arrays(seed=0):
 
 def our_step(extra=()):
     """A function that makes one adversarial update of ours."""
-    from model_utils import config, device
+    from model_utils import config
     from src.data.split import Split
+    from src.setup.place import set_up
     from src.train_cells import adda
 
     fixed = [
@@ -40,7 +41,7 @@ def our_step(extra=()):
         "0",
     ]
     settings = config.load([*fixed, "--protocol", "full", *extra])
-    place = device.setup(settings)
+    place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
     split = Split(np.zeros((BATCH, 28, 28), np.uint8), np.zeros(BATCH, np.int32))
     adda.pairs.data.load = lambda *_, **__: split

@@ -51,11 +51,11 @@ def batches(settings, names, seed=0):
 
 def our_step(settings):
     """A function that plays one episode of ours."""
-    from model_utils import device
     from src.data import domains
+    from src.setup.place import set_up
     from src.train_cells import masf
 
-    place = device.setup(settings)
+    place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
     names = domains.source_domains(settings)
     # Random images stand in for the domains' files.

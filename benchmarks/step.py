@@ -30,13 +30,14 @@ def arrays(seed=0):
 
 def our_step(extra=()):
     """(settings, function that makes one update of ours, compiled by its first call)."""
-    from model_utils import config, device
+    from model_utils import config
     from src.data.split import Split
+    from src.setup.place import set_up
     from src.train_cells import dann
     from src.training.loop import start_phase
 
     settings = config.load(["--device_target", "CPU", "--validation_size", "0", *extra])
-    place = device.setup(settings)
+    place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (2 * BATCH, 28, 28), np.uint8), np.zeros(2 * BATCH, np.int32))

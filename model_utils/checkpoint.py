@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model_utils import interrupts
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -44,14 +45,16 @@ def atomic(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # The original ending stays last: MindSpore's writers append their own if it is not there.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    leftovers = temporary, temporary.with_suffix(".tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with interrupts.unfinished(*leftovers):
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
         _fsync_folder(path.parent)
     finally:
-        for leftover in (temporary, temporary.with_suffix(".tmp")):
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
 
 
@@ -203,7 +206,7 @@ def load_network(network, path):
         path = newest(path)[0]
     values, _ = read(path)
     values = {name: value for name, value in values.items() if PREFIXED not in name}
-    _check_finite(values, path)
+    check_finite(values, path)
     fill({p.name: p for p in network.get_parameters()}, values, "network", f"checkpoint {path}")
     return path
 
@@ -211,11 +214,11 @@ def load_network(network, path):
 def load_cell(cell, path, what):
     """Fill one cell from a checkpoint that holds its parameters and nothing else."""
     values, _ = read(path)
-    _check_finite(values, path)
+    check_finite(values, path)
     fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
 
 
-def _check_finite(values, path):
+def check_finite(values, path):
     """A network with a weight that is no number classifies everything as class 0: say so instead."""
     for name, value in values.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():

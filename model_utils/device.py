@@ -11,6 +11,7 @@ from model_utils.quiet import hide_errors
 log = logging.getLogger("run")
 
 COLLECTIVES = {"Ascend": "HCCL", "GPU": "NCCL", "CPU": "MCCL"}
+VISIBLE = {"Ascend": "ASCEND_RT_VISIBLE_DEVICES", "GPU": "CUDA_VISIBLE_DEVICES"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +41,17 @@ class Device:
     def together(self):
         """A block that ends on no rank before it has ended on all; all ranks must enter it.
 
-        A UserError on one rank becomes one on every rank: the others would wait for the failed one in their
+        An error on one rank becomes one on every rank: the others would wait for the failed one in their
         next collective operation, on another host for minutes. No collective may be called inside.
 
         Raises:
-            UserError: this rank's own, or PeerError, which names the ranks that failed.
+            Exception: this rank's own.
+            PeerError: it names the ranks that failed, where this is none of them.
         """
         own = None
         try:
             yield
-        except UserError as error:
+        except Exception as error:
             own = error
         if self.world > 1:
             failed = [0.0] * self.world
@@ -61,47 +63,63 @@ class Device:
             raise own
 
 
-def _prepare_cpu(config):
-    """CPU settings of this process; returns a line that says which convolution is in use."""
-    from src import ops
+def _refusal(target, device_id):
+    """Why MindSpore can't use a device here, in one line; None if it can, and then it is chosen for good.
 
-    # The operator holds batch normalisations inside, where another process's sums cannot come in.
-    joined = config.sync_bn and _launched()
-    if config.cpu_operator and not joined:
-        return ops.prepare()
-    ops.tune_plain()
-    return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"
-
-
-def _present(target):
-    """Whether MindSpore can use `target` here. Asks MindSpore quietly: its probes print pages."""
+    MindSpore's choice of a device is final: a second call with another id raises. So this calls once, with
+    the id. device_id: None leaves the id to MindSpore, which gives each process of msrun its own.
+    """
     import mindspore as ms
 
     try:
-        with hide_errors():
-            ms.set_device(target)
-    except (RuntimeError, ValueError):
-        return False
-    return True
+        with hide_errors():  # its probes print pages
+            ms.set_device(target, *(() if device_id is None else (device_id,)))
+    except (RuntimeError, ValueError) as error:
+        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")]
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def _choose(wanted, device_id):
-    import mindspore as ms
-
-    candidates = ("Ascend", "GPU", "CPU") if wanted == "auto" else (wanted,)
-    for target in candidates:
+    """(target, notes): the device this process uses from now on."""
+    notes, refusals = [], []
+    for target in ("Ascend", "GPU", "CPU") if wanted == "auto" else (wanted,):
+        own = None if target == "CPU" or _launched() else device_id
         # A node without the driver's device file cannot have the device; asking MindSpore anyway would
         # print pages of loader errors.
-        if target == "CPU" or (_has_driver(target) and _present(target)):
-            if target == "CPU" or _launched():
-                ms.set_device(target)  # under msrun MindSpore gives each process a device of its own
-            else:
-                ms.set_device(target, device_id)
-            return target
+        if target != "CPU" and not _has_driver(target):
+            continue
+        if own is not None:
+            _check_visible(target, own)
+        refusal = _refusal(target, own)
+        if refusal is None:
+            chosen = f"device: {target}" + (f" {own}" if own else "")
+            notes.append(chosen + (" (device_target auto)" if wanted == "auto" else ""))
+            if device_id and own is None:
+                reason = "there is one CPU" if target == "CPU" else "msrun gives each process its own"
+                notes.append(f"device_id {device_id} is not used: {reason}")
+            return target, (*refusals, *notes)
+        refusals.append(f"{target} is not used: {refusal}")
+    said = f" ({refusals[0]})" if refusals else ""
     raise UserError(
-        f"device_target: {wanted} was asked for, but MindSpore finds none on this machine; "
+        f"device_target: {wanted} was asked for, but MindSpore finds none on this machine{said}; "
         f"check its driver and toolkit, or use --device_target CPU"
     )
+
+
+def _check_visible(target, device_id):
+    """UserError where the variable that limits the visible devices leaves none of this number."""
+    variable = VISIBLE[target]
+    if variable not in os.environ:
+        return
+    listed = [name.strip() for name in os.environ[variable].split(",")]
+    # As the drivers read it: what follows the first invalid entry does not count.
+    cut = next((index for index, name in enumerate(listed) if name in ("", "-1")), len(listed))
+    if device_id >= cut:
+        left = f"leaves devices 0 to {cut - 1}, counted anew" if cut else "leaves no device"
+        raise UserError(
+            f"device_id: {device_id}, but {variable}={os.environ[variable]} {left}; change one of the two"
+        )
 
 
 def _has_driver(target):
@@ -133,8 +151,12 @@ def _distribute(target):
     return get_rank(), get_group_size()
 
 
-def setup(config):
+def setup(config, prepare_cpu):
     """Choose the device, seed everything, join the other processes; call once, before any network is built.
+
+    Args:
+        prepare_cpu: function (config, whether this is one of several processes) -> one line; called on a
+            CPU, it makes the settings of operators. `src.setup.place.set_up` passes this project's.
 
     Raises:
         UserError: the device asked for is not there, or the other processes can't be joined.
@@ -142,14 +164,13 @@ def setup(config):
     import mindspore as ms
 
     ms.set_seed(config.seed)
-    target = _choose(config.device_target, config.device_id)
-    notes = [f"device: {target}" + (" (device_target auto)" if config.device_target == "auto" else "")]
+    target, notes = _choose(config.device_target, config.device_id)
     if target == "CPU" and not is_scheduler():
-        notes.append(_prepare_cpu(config))
+        notes = (*notes, prepare_cpu(config, _launched()))
     rank, world = _distribute(target)
     if world > 1:
-        notes.append(f"process {rank} of {world} over {COLLECTIVES[target]}")
-    return Device(target, rank, world, tuple(notes))
+        notes = (*notes, f"process {rank} of {world} over {COLLECTIVES[target]}")
+    return Device(target, rank, world, notes)
 
 
 def gradient_reducer(parameters, device):

@@ -20,12 +20,6 @@ COMMON = {
     "cpu_operator": Key(True, "on CPU: use the blocked-layout oneDNN operator where it can be built"),
     "sync_bn": Key(False, "several processes: batch normalisation over the batches of all of them"),
     # Data
-    "dataset_path": Key(
-        "",
-        "folder that relative *_image_root folders are looked up in, empty: this one; "
-        "image folders: the folder of train/ and val/",
-    ),
-    "download": Key(False, "fetch a missing public data set into its folder"),
     "eval_batch_size": Key(500, "images per evaluation step", low=1),
     # What a run logs and keeps
     "log_interval": Key(50, "steps between two logged steps", low=1),

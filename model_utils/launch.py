@@ -7,6 +7,11 @@ Three keys are the launcher's own: @processes (how many), @devices (their ids, c
 After a form's arguments come options: the launcher's (`--help` lists them), the others are the program's.
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
 import dataclasses
 import datetime

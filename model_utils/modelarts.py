@@ -1,4 +1,4 @@
-"""ModelArts jobs: data copied in once per host, what a run writes copied out; where data sets are looked up.
+"""ModelArts jobs: data copied in once per host, what a run writes copied out.
 
 `data_url` and `train_url` are OBS addresses (obs://bucket/folder), reached through ModelArts' `moxing`, or
 local folders. Only `prepare` and `Outbox` are used from outside.
@@ -87,12 +87,10 @@ def _retry(action, what):
 
 
 def prepare(settings):
-    """The settings a command goes on with: data copied in, roots of data sets resolved.
+    """The settings a command goes on with: data copied in.
 
     On ModelArts (`enable_modelarts`) `data_url` is copied into `local_data_path`, once per host, and takes
-    the place of `dataset_path`; with `resume` an empty `output_dir` is filled from `train_url`. Then, with a
-    `dataset_path`, each relative `*_image_root` R becomes dataset_path/R, or dataset_path/<last part of R>
-    where only that exists.
+    the place of `dataset_path`; with `resume` an empty `output_dir` is filled from `train_url`.
 
     Raises:
         UserError: data_url or train_url without enable_modelarts, and the reverse; what cannot be copied.
@@ -114,18 +112,7 @@ def prepare(settings):
         if settings.data_url:
             folder = copy_in(settings.data_url, settings.local_data_path)
             settings = settings.replace(dataset_path=str(folder))
-    return _resolve_roots(settings)
-
-
-def _resolve_roots(settings):
-    base = settings.dataset_path
-    changes = {}
-    for name in settings.as_dict() if base else ():
-        root = getattr(settings, name)
-        if name.endswith("_image_root") and root and not os.path.isabs(root):
-            whole, last = Path(base) / root, Path(base) / Path(root).name
-            changes[name] = str(whole if whole.exists() or not last.exists() else last)
-    return settings.replace(**changes)
+    return settings
 
 
 def _fetch_run(settings):

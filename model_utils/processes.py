@@ -231,9 +231,11 @@ class Watch:
         if self.first_failed not in failed:
             return failed[0] if failed else None
         if self.first_failed.status == USER_ERROR:
-            candidates = [self.first_failed, *self.workers.values()]
+            # A rank that only heard of another's error may end before that one does.
+            candidates = [self.first_failed, *failed]
             own = [w for w in candidates if w.error() and not w.error().startswith(PEER)]
-            return (own or [self.first_failed])[0]
+            bugs = [w for w in failed if not w.error() and EXCEPTION.match(w.last_line())]
+            return (own or bugs or [self.first_failed])[0]
         return self.first_failed
 
     def _report(self, failed):

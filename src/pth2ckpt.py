@@ -3,109 +3,20 @@
 Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise).
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from model_utils import cli
 from model_utils.config import read_arguments
-from model_utils.errors import UserError, shortened
+from model_utils.errors import UserError
 
 USAGE = "usage: python -m src.pth2ckpt --pth FILE.pth --ckpt FILE.ckpt [--variant 85] [--class_num 1000]"
-_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_WRAPPED = "module."  # what torch.nn.DataParallel puts before every name
-_COUNTER = ".num_batches_tracked"  # PyTorch's count of training steps, which evaluation has no use for
-
-
-def read_state(path):
-    """{name: numpy array} of a `.pth` file: a state_dict, or a training checkpoint that holds one.
-
-    Names lose DataParallel's "module."; a batch normalisation's step counter is left out.
-
-    Raises:
-        UserError: no such file, not a PyTorch file, no state_dict.
-    """
-    from model_utils.restricted_pickle import load_torch
-
-    state = load_torch(path)
-    if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state:
-        raise UserError(
-            f"{path} holds no state_dict; save the network's with torch.save(network.state_dict(), …)"
-        )
-    others = [str(name) for name, value in state.items() if not isinstance(value, np.ndarray)]
-    if others or not all(isinstance(name, str) for name in state):
-        raise UserError(
-            f"{path} holds more than weights: {shortened(others, 4)}; give a file of a state_dict"
-        )
-    if all(name.startswith(_WRAPPED) for name in state):
-        state = {name[len(_WRAPPED) :]: value for name, value in state.items()}
-    norms = {name[: -len(".running_mean")] for name in state if name.endswith(".running_mean")}
-    counters = {norm + _COUNTER for norm in norms}
-    return {name: value for name, value in state.items() if name not in counters}
-
-
-def infer_variant(values, path):
-    """The variant that an archive's first layers belong to."""
-    from src.networks.hardnet import VARIANTS
-
-    first = values.get("base.0.conv.weight", np.empty(0)).shape[0]
-    separable = "base.2.dwconv.weight" in values
-    for name, row in VARIANTS.items():
-        if (row.stem[0], row.separable) == (first, separable):
-            return name
-    raise UserError(f"{path} is no HarDNet of {', '.join(VARIANTS)}: it has {shortened(sorted(values), 3)}")
-
-
-def published_names(network):
-    """{parameter of ours: its name in the published file}, in the network's order.
-
-    The names differ in batch normalisations and in the classifier, the published list's last cell.
-    """
-    head = f"base.{len(network.base)}.3"
-    names = {}
-    for parameter in network.get_parameters():
-        cell, kind = parameter.name.rsplit(".", 1)
-        if cell == "classifier":
-            names[parameter.name] = f"{head}.{kind}"
-        else:
-            names[parameter.name] = f"{cell}.{_NORM[kind] if cell.endswith('.norm') else kind}"
-    return names
-
-
-def fill(network, values, path):
-    """Copy a published network's weights into `network`, a HarDNet; all names and shapes must match.
-
-    Raises:
-        UserError: it lists what is missing, left over or of another shape, or names a weight that is not
-            finite; nothing was changed then.
-    """
-    import mindspore as ms
-
-    names = published_names(network)
-    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-    wrong = [
-        f"{theirs} {values[theirs].shape} for {tuple(parameters[ours].shape)}"
-        for ours, theirs in names.items()
-        if theirs in values and values[theirs].shape != tuple(parameters[ours].shape)
-    ]
-    missing = sorted(set(names.values()) - set(values))
-    extra = sorted(set(values) - set(names.values()))
-    parts = (("missing", missing), ("left over", extra), ("other shape", wrong))
-    problems = "; ".join(f"{title}: {shortened(found, 4)}" for title, found in parts if found)
-    if problems:
-        raise UserError(f"{path} is no HarDNet {network.variant} of {network.class_num} classes ({problems})")
-    # Only now: a hostile file can name one large storage many thousand times, for nothing until it is copied.
-    with np.errstate(over="ignore"):
-        weights = {name: np.array(values[name], np.float32, order="C") for name in names.values()}
-    for name, weight in weights.items():
-        if not np.isfinite(weight).all():
-            raise UserError(f"{path}: {name} is infinite or not a number; use another file")
-    for ours, theirs in names.items():
-        ms.ops.assign(parameters[ours], ms.Tensor(weights[theirs]))
 
 
 def convert(pth, ckpt, variant=None, class_num=None):
@@ -120,25 +31,23 @@ def convert(pth, ckpt, variant=None, class_num=None):
         UserError: either file can't be used, or the weights are not those of the variant.
     """
     from model_utils import checkpoint
-    from src.networks.hardnet import hardnet
+    from src import networks
+    from src.networks import _hardnet_weights as weights
+    from src.setup import settings as experiment
 
     if Path(ckpt).suffix != ".ckpt":
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
-    values = read_state(pth)
-    variant = variant or infer_variant(values, pth)
-    if class_num is None:
-        heads = [value for name, value in values.items() if re.fullmatch(r"base\.\d+\.3\.bias", name)]
-        class_num = heads[0].size if len(heads) == 1 else 1000
-    network = hardnet(variant, class_num)
-    fill(network, values, pth)
-    config = {
-        "method": "hardnet",
-        "experiment": f"hardnet{variant}",
-        "variant": variant,
-        "class_num": class_num,
-    }
+    values = weights.read_state(pth)
+    variant = variant or weights.infer_variant(values, pth)
+    classes = class_num or weights.class_count(values)
+    settings = experiment.load(["--method=hardnet", f"--variant={variant}", f"--num_classes={classes}"])
+    network = networks.build(settings, classes)
+    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+    checkpoint.fill(parameters, weights.arranged(values, network, pth), f"HarDNet {variant}", pth)
+    stored = {name: getattr(settings, name) for name in ("method", "network", "num_classes")}
+    meta = {"format": checkpoint.FORMAT, "config": {**stored, "experiment": settings.network}}
     try:
-        checkpoint.save_cell(network, ckpt, {"format": checkpoint.FORMAT, "config": config})
+        checkpoint.save_cell(network, ckpt, meta)
     except OSError as error:
         raise UserError(f"ckpt: {ckpt}: {error.strerror or error}; choose another place") from error
     return network
@@ -167,7 +76,9 @@ def main():
     ms.set_device("CPU")  # nothing is computed here; no accelerator has to be taken for it
     network = convert(given["pth"], given["ckpt"], given.get("variant"), number)
     count = len(list(network.get_parameters()))
-    print(f"{given['ckpt']}: HarDNet {network.variant}, {network.class_num} classes, {count} parameters")
+    print(
+        f"{given['ckpt']}: HarDNet {network.backbone.variant}, {network.classes} classes, {count} parameters"
+    )
     return 0
 
 

@@ -26,9 +26,10 @@ keep_to_own_cores()
 @pytest.fixture(scope="session", autouse=True)
 def place():
     """The device the tests compute on; it can be chosen only before the first operator runs."""
-    from model_utils import config, device
+    from src.setup import settings
+    from src.setup.place import set_up
 
-    return device.setup(config.load(["--device_target=CPU"]))
+    return set_up(settings.load(["--device_target=CPU"]))
 
 
 @pytest.fixture

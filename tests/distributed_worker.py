@@ -21,6 +21,7 @@ from src.data.loader import TestLoader
 from src.data.split import Split
 from src.evaluation.evaluate import Evaluator
 from src.losses.classification import cross_entropy
+from src.setup.place import set_up
 from src.training import loop
 from tests import helpers
 
@@ -181,7 +182,7 @@ def run(place, folder, stop_after=None, **changes):
 def main():
     arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     out = Path(arguments["--out"])
-    place = device.setup(helpers.demo_config())
+    place = set_up(helpers.demo_config())
     arrays = {}
     for sync in (False, True):
         arrays |= {f"{'sync' if sync else 'plain'} {name}": v for name, v in gradients(place, sync).items()}

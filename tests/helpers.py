@@ -15,8 +15,8 @@ import hypothesis
 import pytest
 import yaml
 
-from model_utils import config
 from model_utils.errors import UserError
+from src.setup import settings as experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "tiny"
@@ -66,7 +66,7 @@ def tiny_config(method, **changes):
     assert path.is_file(), (
         f"method {method} has no {path.relative_to(ROOT)}: add one, as tests/tiny/dann.yaml"
     )
-    return config.load([f"--config={path}", *options(**{**tiny_data(method), **changes})])
+    return experiment.load([f"--config={path}", *options(**{**tiny_data(method), **changes})])
 
 
 @functools.cache
@@ -93,7 +93,15 @@ def tiny_phases(method):
 
 def demo_config(**changes):
     """DANN's configuration on the demo data, with changes."""
-    return config.load(options(**{**DEMO, **changes}))
+    return experiment.load(options(**{**DEMO, **changes}))
+
+
+def open_task(settings, place, classes=None):
+    """The data of a configuration by role, as train.py opens them."""
+    from src.data import tasks
+    from src.train_cells import find_method
+
+    return tasks.open_task(settings, place, classes, find_method(settings.method).LEAST_SOURCES)
 
 
 def build(settings, place, seed=None):
@@ -102,8 +110,26 @@ def build(settings, place, seed=None):
 
     from src.train_cells import find_method
 
+    task = open_task(settings, place)
     ms.set_seed(settings.seed if seed is None else seed)
-    return find_method(settings.method).build(settings, place)
+    return find_method(settings.method)(settings, place, task)
+
+
+def build_network(settings, place):
+    """The untrained network of a configuration, with the classes of its data, as eval.py builds it."""
+    from src import networks
+
+    return networks.build(settings, len(open_task(settings, place).classes))
+
+
+def test_sets(settings, place):
+    """{domain: test loader} of a configuration, prepared for its network."""
+    from src import networks
+
+    return open_task(settings, place).test(networks.preparation(settings))
+
+
+test_sets.__test__ = False  # a helper, not a test case
 
 
 def train(cell, first=0, last=None):
@@ -111,8 +137,6 @@ def train(cell, first=0, last=None):
 
     Returns [(phase's name, {scalar: float})], one for each step.
     """
-    from src.training.loop import start_phase
-
     logged, begin = [], 0
     last = sum(phase.steps for phase in cell.phases) if last is None else last
     for phase in cell.phases:
@@ -120,7 +144,7 @@ def train(cell, first=0, last=None):
         for step in steps:
             phase.step = step
             if step == steps.start:
-                start_phase(cell, phase)
+                cell.start_phase(phase)
             values = cell.train_step(phase, phase.batch(step))
             logged.append((phase.name, {name: float(value) for name, value in values.items()}))
         begin += phase.steps

@@ -17,6 +17,7 @@ from model_utils.errors import UserError
 from src import data
 from src.data import augment, idx, pairs
 from src.data.split import Split
+from src.setup.place import set_up
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--config", str(ROOT / "tests/tiny/adda.yaml"), "--device_target", "CPU"]
@@ -30,7 +31,7 @@ def new_cell(*arguments):
     from src.train_cells import adda
 
     resolved = settings(*arguments)
-    return adda.build(resolved, devices.setup(resolved))
+    return adda.build(resolved, set_up(resolved))
 
 
 def values(cell):
@@ -225,12 +226,13 @@ def test_adversarial_adam_has_the_papers_beta1():
 
 RATES = """
 import mindspore as ms
-from model_utils import config, device
+from model_utils import config
+from src.setup.place import set_up
 from src.train_cells import adda
 
 keys = "--solver sgd --momentum 0 --weight_decay 0 --lr_schedule one_cycle --lr 0.1".split()
 resolved = config.load(["--config", "tests/tiny/adda.yaml", "--device_target", "CPU", *keys])
-cell = adda.build(resolved, device.setup(resolved))
+cell = adda.build(resolved, set_up(resolved))
 phase = cell.phases[0]
 for step in range(phase.steps):
     images, labels = phase.batch(step)["source"]
@@ -452,7 +454,7 @@ def run_in_process(*arguments):
     from src.training import loop
 
     resolved = settings("--tensorboard", "false", *arguments)
-    place = devices.setup(resolved)
+    place = set_up(resolved)
     build = lambda: (adda.build(resolved, place), adda.test_sets(resolved, place))  # noqa: E731
     assert loop.run(build, resolved, place, 0.0) == 0
     from model_utils import checkpoint

@@ -8,7 +8,7 @@ import types
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, build, tiny_config, tiny_phases, train, values
+from helpers import ROOT, TINY, build, build_network, test_sets, tiny_config, tiny_phases, train, values
 from mindspore import nn
 
 from model_utils import checkpoint, config
@@ -16,6 +16,7 @@ from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from src.evaluation.evaluate import Evaluator
 from src.exported import exporting
+from src.setup import settings as experiment
 from src.train_cells import find_method, method_names
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *TINY.glob("*[!s].yaml")])
@@ -44,7 +45,7 @@ def run(request, place, tmp_path_factory):
         cuts=cuts,
         logged=logged,
         snapshots=snapshots,
-        tests=find_method(request.param).test_sets(settings, place),
+        tests=test_sets(settings, place),
         place=place,
     )
 
@@ -65,7 +66,7 @@ def some_images(run, count):
 
 def evaluated(run):
     """A plain network, as eval.py and export.py build it, with the run's last weights."""
-    network = run.method.build_network(run.settings)
+    network = build_network(run.settings, run.place)
     checkpoint.load_network(network, at(run.folder, run.ends[-1]))
     return network.set_train(False)
 
@@ -141,7 +142,7 @@ def test_a_resumed_run_ends_bit_identical(run, which):
 
 def test_checkpoint_holds_the_network_under_its_own_names(run):
     stored, _ = checkpoint.read(at(run.folder, run.ends[-1]))
-    network = run.method.build_network(run.settings)
+    network = build_network(run.settings, run.place)
     own = {p.name: tuple(p.shape) for p in network.get_parameters()}
     assert {n: v.shape for n, v in stored.items() if checkpoint.PREFIXED not in n} == own
 
@@ -170,9 +171,10 @@ def test_validation_changes_no_weight(run):
 
 def test_no_target_label_reaches_the_train_cell(run):
     for phase in run.cell.phases:
+        targets = {"target", run.cell.task.form.target.name} if run.cell.task.form.target else set()
         for domain, (images, labels) in phase.batch(0).items():
             assert images.dtype == np.float32 and images.ndim == 4
-            assert (labels is None) == (domain == "target")
+            assert (labels is None) == (domain in targets)
 
 
 def test_log_line_is_one_line_for_each_phase(run):
@@ -239,15 +241,17 @@ def exported_onnx(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configuration_files_resolve(path):
-    settings = config.load([f"--config={path}"])
+    settings = experiment.load([f"--config={path}"])
     assert settings.method in method_names()
-    content = config.read_yaml(path)
-    assert set(content) <= set(settings.keys)
-    assert content.items() <= settings.as_dict().items()
+    names = experiment.aliases(settings.method)
+    for name, value in config.read_yaml(path).items():
+        own = names.get(name, name)
+        key, wanted = (own, value) if isinstance(own, str) else (own.key, own.convert(name, value, path))
+        assert settings.as_dict()[key] == wanted
 
 
 def test_config_yaml_holds_every_common_key_and_the_recipe_of_its_method():
-    base, settings = config.read_yaml(ROOT / "config.yaml"), config.load([])
+    base, settings = config.read_yaml(ROOT / "config.yaml"), experiment.load([])
     assert set(base) == set(settings.keys)
     for name, key in COMMON.items():
         assert getattr(settings, name) == key.default or name in ("experiment", "output_dir", "method"), name

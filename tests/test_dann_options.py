@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import build, tiny_config, train, values
 from mindspore import nn, ops
+from src.train_cells._dann_losses import Conditioning
 
 from model_utils import checkpoint
 from model_utils.errors import UserError
@@ -13,7 +14,6 @@ from src.data import augment
 from src.losses import consistency
 from src.losses.classification import GradientReversal
 from src.losses.virtual_adversarial import VirtualAdversary, add_scaled, divergence, unit
-from src.train_cells._dann_losses import Conditioning
 from src.training.loop import start_phase
 
 # Every option at once, in a way in which each has something to do after four steps.

@@ -4,9 +4,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
+from src.networks.metric import MetricNetwork
 
 from src.losses import episodic
-from src.networks.metric import MetricNetwork
 from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d
 
 

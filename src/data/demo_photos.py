@@ -62,6 +62,12 @@ def photos(split):
     return [_scale_down(decode(read_file(folder / name), folder / name)) for name in PHOTOS[split]]
 
 
+def prepared(preparation):
+    """All bundled photographs as a network gets them: float32 (N, C, S, S) by a `Preparation`."""
+    whole = [*photos("train"), *photos("test")]
+    return preparation.to_network(np.stack([preparation.view(photo) for photo in whole]))
+
+
 def _scale_down(photo):
     import cv2
 

@@ -18,6 +18,7 @@ from src import data
 from src.data import augment
 from src.data.domains import ArrayDomain, looks_like_images, open_files, split_validation, thin_out
 from src.data.files import LeftOut, Listing, shown
+from src.data.keys import KEYS
 from src.data.loaders import (
     Arrays,
     ArrayTestLoader,
@@ -27,7 +28,7 @@ from src.data.loaders import (
     Plan,
 )
 from src.data.reading import Reader, Workers
-from src.data.sets import open_set
+from src.data.sets import PACS_ROOT, open_set
 from src.data.split import DIGITS, Split
 from src.data.transforms import flip
 
@@ -154,6 +155,22 @@ def _folder(config, left_out):
     return Form([domain.rename("train", "val")], None, "train", "none", "none", True, "dataset_path")
 
 
+def rooted(config):
+    """The configuration with its data sets looked up in `dataset_path`, where that is given.
+
+    Each relative `*_image_root` R becomes dataset_path/R, or dataset_path/<last part of R> where only that exists.
+    """
+    base, changes = config.dataset_path, {}
+    if config.domain_set == "pacs" and not config.domains_image_root:
+        config = config.replace(domains_image_root=PACS_ROOT)
+    for name in KEYS if base else ():
+        root = getattr(config, name)
+        if name.endswith("_image_root") and root and not os.path.isabs(root):
+            whole, last = os.path.join(base, root), os.path.join(base, os.path.basename(root))
+            changes[name] = whole if os.path.lexists(whole) or not os.path.lexists(last) else last
+    return config.replace(**changes)
+
+
 def open_task(config, device, classes=None, least_sources=1):
     """The `Task` of a configuration. Form of data: set of domains, pair of domains, or folder, in this order.
 
@@ -167,7 +184,7 @@ def open_task(config, device, classes=None, least_sources=1):
     Raises:
         UserError: no such data, or classes that do not match.
     """
-    left_out = LeftOut(config.strict)
+    left_out, config = LeftOut(config.strict), rooted(config)
     if config.domain_set or config.domains_image_root:
         form = _set(config, left_out, least_sources)
     elif config.source_dataset_name or config.source_image_root:
@@ -284,6 +301,12 @@ class Task:
     @functools.cached_property
     def _workers(self):
         return Workers(self.config.num_parallel_workers)
+
+    @property
+    def target_domain(self):
+        """The name of the target of a set of domains; None for the other forms of data."""
+        named = self.config.domain_set or self.config.domains_image_root
+        return self.form.target.name if named else None
 
     @property
     def images(self):

@@ -1,5 +1,10 @@
 """Parameters, multiply-accumulates and memory traffic of a network: `python -m src.evaluation.complexity`."""
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import dataclasses
 
 import mindspore as ms

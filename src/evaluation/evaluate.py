@@ -7,7 +7,6 @@ import numpy as np
 from mindspore import ops
 
 from model_utils.device import jit
-from src.train_cells import find_method
 
 TOP = 5
 
@@ -32,71 +31,54 @@ class Evaluator:
         network: nn.Cell, images -> logits (N, K).
         config: `mode` chooses graph or PyNative.
         device: sums counts over ranks; every loader holds this rank's share.
-    """
-
-    top5_accuracy = {}  # see TopFiveEvaluator
-
-    def __init__(self, network, config, device):
-        self.network, self.device = network, device
-        self._forward = jit(self._predict, config)
-
-    def _predict(self, images):
-        return ops.argmax(self.network(images), 1)
-
-    def predict(self, images):
-        """Predicted classes, int (N,), of float32 images (N, C, H, W)."""
-        return self._forward(ms.Tensor.from_numpy(np.ascontiguousarray(images))).asnumpy()
-
-    def accuracy(self, loader):
-        """Top-1 accuracy in [0, 1] over all samples of all ranks, each counted once."""
-        hits = count = 0
-        for images, labels in _filled(loader):
-            hits += int((self.predict(images)[: len(labels)] == labels).sum())
-            count += len(labels)
-        hits, count = self.device.all_sum(hits, count)
-        return hits / count
-
-    def accuracies(self, test_sets):
-        """{domain: accuracy}; the network is in evaluation mode meanwhile, then as it was."""
-        with evaluating(self.network):
-            return {domain: self.accuracy(loader) for domain, loader in test_sets.items()}
-
-
-class TopFiveEvaluator(Evaluator):
-    """Counts besides how often the label is among the five largest logits, where there are six classes.
+        top5: whether to count besides how often the label is among the five largest logits.
 
     Attributes:
-        top5_accuracy: {domain: share in [0, 1]} of the last `accuracies`; empty for fewer classes.
+        counts: {domain: images counted} of the last `accuracies`, of all ranks.
+        top5_accuracy: {domain: share in [0, 1]} of the last `accuracies`; empty for fewer than six classes.
     """
 
-    def _predict(self, images):
-        """The five best classes by falling logit, int (N, 5); of up to five classes only the best, (N, 1)."""
-        logits = self.network(images)
-        return ops.topk(logits, TOP if logits.shape[1] > TOP else 1)[1]
+    def __init__(self, network, config, device, top5=False):
+        self.network, self.device, self.top5 = network, device, top5
+        self.counts, self.top5_accuracy = {}, {}
+        self._forward = jit(self._ranking, config)
 
-    def _both(self, loader):
-        """(top-1, top-5 accuracy or None)."""
+    def _ranking(self, images):
+        """The best classes by falling logit, int (N, 5), or only the best, (N, 1)."""
+        logits = self.network(images)
+        if self.top5 and logits.shape[1] > TOP:
+            return ops.topk(logits, TOP)[1]
+        return ops.expand_dims(ops.argmax(logits, 1), 1)
+
+    def ranking(self, images):
+        """Predicted classes, int (N, 1 or 5), of float32 images (N, C, S, S), as `network` is: see `accuracies`."""
+        return self._forward(ms.Tensor.from_numpy(np.ascontiguousarray(images))).asnumpy()
+
+    def _counted(self, loader):
+        """(hits of the best class, hits among the five best or None, images), over all ranks."""
         counts, width = np.zeros(3, np.int64), 1
         for images, labels in _filled(loader):
-            ranking = self.predict(images)[: len(labels)]
+            ranking = self.ranking(images)[: len(labels)]
             hits = ranking == labels[:, None]
             counts += (hits[:, 0].sum(), hits.any(1).sum(), len(labels))
             width = ranking.shape[1]
         best, among, count = self.device.all_sum(*(int(value) for value in counts))
-        return best / count, among / count if width == TOP else None
+        return best, among if width == TOP else None, int(count)
 
     def accuracies(self, test_sets):
-        """{domain: top-1 accuracy}, and `top5_accuracy` is set; the network's mode stays what it was."""
+        """{domain: accuracy in [0, 1]} over all images of all ranks, each counted once.
+
+        The network is in evaluation mode meanwhile, then as it was. A domain of which no image could be read
+        is left out.
+        """
         with evaluating(self.network):
-            both = {domain: self._both(loader) for domain, loader in test_sets.items()}
-        self.top5_accuracy = {domain: among for domain, (_, among) in both.items() if among is not None}
-        return {domain: best for domain, (best, _) in both.items()}
-
-
-def evaluator(network, config, device):
-    """The Evaluator that the configuration's method asks for."""
-    kind = TopFiveEvaluator if hasattr(find_method(config.method), "accuracy_lines") else Evaluator
-    return kind(network, config, device)
+            counted = {domain: self._counted(loader) for domain, loader in test_sets.items()}
+        counted = {domain: counts for domain, counts in counted.items() if counts[2]}
+        self.counts = {domain: count for domain, (_, _, count) in counted.items()}
+        self.top5_accuracy = {
+            d: among / count for d, (_, among, count) in counted.items() if among is not None
+        }
+        return {domain: best / count for domain, (best, _, count) in counted.items()}
 
 
 def held_out_accuracies(evaluator, loaders):
@@ -106,7 +88,7 @@ def held_out_accuracies(evaluator, loaders):
 
 
 def _filled(loader):
-    """The loader's batches, the last one filled up with zero images, its labels as few as they were.
+    """The loader's batches, the last one filled up with zero images; its labels stay as few as there are.
 
     A short batch would compile a second graph.
     """

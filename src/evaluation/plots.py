@@ -10,6 +10,7 @@ import numpy as np
 from model_utils.run_log import read_metrics
 from src.evaluation.evaluate import evaluating
 
+BATCH = 50  # images whose features are taken at once
 FIGURES = {
     "hyper_parameters.png": ("hyper-parameters", ("lr", "lambda")),
     "accuracies.png": ("accuracy", ("accuracy",)),
@@ -68,15 +69,15 @@ def curves(output_dir):
 def collect_features(cell, test_sets, count=2000):
     """{domain: (features (n, D), labels (n,))} of about `count` test images in all, in evaluation mode.
 
-    As many of each domain, 500 at most.
+    As many of each domain, 500 at most, spread over all its images: folders are sorted by class.
     """
     collected, each = {}, min(500, max(1, count // max(1, len(test_sets))))
     with evaluating(cell.network):
         for domain, loader in test_sets.items():
-            images, labels = next(iter(loader))
-            features = cell.features(ms.Tensor.from_numpy(np.ascontiguousarray(images[:each])))
-            if features is not None:
-                collected[domain] = (features.asnumpy(), np.asarray(labels[:each]))
+            images, labels = loader.sample(each, cell.config.seed)
+            parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+            features = [cell.features(ms.Tensor.from_numpy(np.ascontiguousarray(part))) for part in parts]
+            collected[domain] = np.concatenate([f.asnumpy() for f in features]), np.asarray(labels)
     return collected
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
+from model_utils import interrupts
 from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
 from model_utils.keys import COMMON
-from src.data import image_folder
 
 log = logging.getLogger("run")
 
@@ -22,27 +22,22 @@ PLAIN_TEXT = ("method", "experiment")  # what a file says of itself as plain tex
 TRACED_BATCH = 7  # of a free-batch ONNX export; a number no layer has, so that it can be told apart
 
 
-def describe(config, loader=None):
+def describe(config, preparation, names=None):
     """What an exported file says of itself, so that evaluation and inference need no configuration.
 
     Args:
         config: of the experiment.
-        loader: its test loader, or None. A FolderTestLoader tells class names; how images are prepared
-            follows from the keys of image folders.
+        preparation: how images are prepared for the network.
+        names: of the classes in the order of the logits, or None where nobody knows them.
 
     Returns:
-        {"method", "experiment", "settings": {key: value} of the recipe} and, of methods on image folders,
-        "image_size" and "crop_pct" (resize to image_size / crop_pct, cut the middle), "mean" and "std" (of
-        RGB in [0, 1]), "class_names" in the order of the logits where a loader is given.
+        {"method", "experiment", "settings": {key: value} of the recipe, "preparation": `Preparation.as_dict()`}
+        and "class_names" where they are known.
     """
     recipe = {name: value for name, value in config.as_dict().items() if name not in COMMON}
     about = {"method": config.method, "experiment": config.experiment, "settings": recipe}
-    if "crop_pct" in recipe:
-        about |= {"image_size": config.image_size, "crop_pct": config.crop_pct}
-        about |= {"mean": list(image_folder.MEAN), "std": list(image_folder.STD)}
-    if isinstance(loader, image_folder.FolderTestLoader):
-        about["class_names"] = list(loader.folder.classes)
-    return about
+    about["preparation"] = preparation.as_dict()
+    return about if names is None else {**about, "class_names": list(names)}
 
 
 def sidecar(path):
@@ -60,7 +55,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
         file_format: "MINDIR", "ONNX" or "AIR" (Ascend only; can't be loaded off the device, so not compared).
         batch_size: fixed batch, or None for a free one.
         about: what `describe` returned, or None. It becomes an ONNX file's metadata (`metadata_props`), and
-            of methods on image folders the file `sidecar(path)` beside a MINDIR; AIR goes without.
+            the file `sidecar(path)` beside a MINDIR or AIR.
 
     Returns:
         (path written, largest absolute difference of the logits, or None for AIR).
@@ -87,7 +82,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
             if about and file_format == "ONNX":
                 _add_metadata(temporary, about)
             difference = _compare(network, images, temporary, file_format, batch_size)
-        if about and "image_size" in about and file_format == "MINDIR":
+        if about and file_format != "ONNX":
             with atomic(sidecar(path)) as temporary:
                 temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
     except OSError as error:
@@ -114,7 +109,7 @@ def _trace_input(images, batch_size):
 
 def _mindspore_export(network, inputs, path, file_format):
     """MindSpore refuses paths with a space or an umlaut: it gets a plain one, and the file is copied."""
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+    with tempfile.TemporaryDirectory(prefix="export-") as folder, interrupts.unfinished(folder):
         written = Path(folder) / f"network{path.suffix}"
         ms.export(network, inputs, file_name=str(written), file_format=file_format)
         shutil.copyfile(written, path)

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data import image_folder
 
 log = logging.getLogger("run")
 
 TOP = 5
-USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
 
 
 # Class names
@@ -56,44 +54,29 @@ def class_names(model, count, names_file=None):
 # Images to logits
 
 
-def cropper(model):
-    """A function that prepares one image for `model`, uint8 (H, W, 3) -> (S, S, 3), as eval.py does.
+def predictions(model, reader, batch_size):
+    """Yield (index, logits float32 (K,)) of each file of a reader that can be read, in order.
 
-    Raises:
-        UserError: the model was made by a method whose images come from no folder.
+    `reader.bad` names the others afterwards.
     """
-    about = model.about
-    if about and "image_size" not in about:
-        raise UserError(
-            f"model: {model.path} was trained by method {about.get('method')}, which reads no image folders; "
-            "infer.py takes models of methods that do, such as hardnet"
-        )
-    if not about:
+    prepared = model.preparation
+    if not model.about:
         log.warning(
             "warning: %s does not say how its images are prepared; taken: the middle %d x %d, the short "
             "side at %d, ImageNet's mean and deviation",
             model.path,
-            *([model.size or USUAL_SIZE] * 2),
-            int((model.size or USUAL_SIZE) / USUAL_CROP),
+            prepared.size,
+            prepared.size,
+            int(prepared.size / prepared.crop_pct),
         )
-    size, share = about.get("image_size", model.size or USUAL_SIZE), about.get("crop_pct", USUAL_CROP)
-    return lambda image: image_folder.centre_crop(image, size, share)
-
-
-def predictions(model, reader, batch_size):
-    """Yield (index, logits float32 (K,)) of each file of an ImageReader that can be read, in order.
-
-    `reader.bad` names the others afterwards.
-    """
-    crop = cropper(model)
     indices, crops = [], []
 
     def logits():
-        return zip(indices, model.logits(image_folder.normalise(np.stack(crops))), strict=True)
+        return zip(indices, model.logits(prepared.to_network(np.stack(crops))), strict=True)
 
-    for index, image in reader.images(range(len(reader.files)), replace=False):
+    for index, image in reader.stream(range(len(reader.files))):
         indices.append(index)
-        crops.append(crop(image))
+        crops.append(prepared.view(image))
         if len(crops) == batch_size:
             yield from logits()
             indices, crops = [], []

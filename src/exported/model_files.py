@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import config
 from model_utils.errors import UserError
 from model_utils.quiet import hide_errors
-from src.data import image_folder
+from src import networks
+from src.data import preparation
 from src.exported.exporting import PLAIN_TEXT, sidecar
+from src.setup import settings
 
-KINDS = {"method": str, "settings": dict, "class_names": list, "image_size": int, "crop_pct": int | float}
+USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
+KINDS = {"method": str, "settings": dict, "class_names": list, "preparation": dict}
 
 
 @dataclasses.dataclass
@@ -29,6 +31,7 @@ class Model:
         batch_size: N, where the file fixes it, else None.
         size: side of the images, where the file fixes it, else None.
         place: a line that says what computes.
+        classes: K, where the file says it before anything has been computed, else None.
     """
 
     path: Path
@@ -37,6 +40,25 @@ class Model:
     batch_size: int | None = None
     size: int | None = None
     place: str = ""
+    classes: int | None = None
+
+    @property
+    def names(self):
+        """The class names that the file holds, or None."""
+        names = self.about.get("class_names")
+        return tuple(names) if names else None
+
+    @property
+    def preparation(self):
+        """How images are prepared; for a foreign file, which does not say so, as is usual for ImageNet."""
+        if self.about:
+            return preparation.read(self.about["preparation"])
+        return preparation.Preparation(
+            self.size or USUAL_SIZE,
+            crop_pct=USUAL_CROP,
+            mean=preparation.IMAGENET_MEAN,
+            std=preparation.IMAGENET_STD,
+        )
 
     def logits(self, images):
         """float32 (N, C, H, W), N >= 1 whatever the file's batch -> float32 (N, K).
@@ -146,6 +168,7 @@ def open_onnx(path, device_target="auto", device_id=0):
         batch,
         size,
         place,
+        session.get_outputs()[0].shape[-1],
     )
 
 
@@ -184,17 +207,25 @@ def _checked_about(about, where):
         and {"method", "settings"} <= set(about)
         and all(isinstance(about[name], kind) for name, kind in KINDS.items() if name in about)
         and all(isinstance(name, str) for name in about.get("class_names", ()))
-        and ("image_size" not in about or _can_prepare(about))
+        and ("preparation" not in about or preparation.read(about["preparation"]) is not None)
     )
     if not good:
         raise UserError(f"model: what {where} says of itself is damaged; export the model again")
+    if "preparation" not in about:
+        about["preparation"] = _earlier_preparation(about, where).as_dict()
     return about
 
 
-def _can_prepare(about):
-    normalisation = [list(image_folder.MEAN), list(image_folder.STD)]
-    sane = 32 <= about["image_size"] <= 4096 and 0 < about.get("crop_pct", 0) <= 1
-    return sane and [about.get("mean"), about.get("std")] == normalisation
+def _earlier_preparation(about, where):
+    """The Preparation of a file that an earlier release wrote: it follows from the recipe."""
+    sizes = {key: about[key] for key in ("image_size", "crop_pct") if key in about}
+    try:
+        recipe = settings.load([], stored={**about["settings"], "method": about["method"], **sizes})
+        return networks.preparation(recipe)
+    except UserError as error:
+        raise UserError(
+            f"model: what {where} says of itself is damaged ({error}); export it again"
+        ) from error
 
 
 def _open_mindir(path, device_target, device_id):
@@ -228,39 +259,27 @@ def _open_mindir(path, device_target, device_id):
 
 
 def _open_checkpoint(path, device_target, device_id, config_path):
-    from model_utils import checkpoint
+    from src.exported import trained
     from src.exported.exporting import describe
-    from src.train_cells import find_method
 
     arguments = [f"--ckpt_path={path}", *([f"--config={config_path}"] if config_path else [])]
-    settings = config.load(arguments, "infer.py", checkpoint_key="ckpt_path")
+    recipe = settings.load(arguments, "infer.py", checkpoint_key="ckpt_path")
     _set_up(device_target, device_id)
     import mindspore as ms
 
     from src import ops
 
-    network = find_method(settings.method).build_network(settings)
-    used = checkpoint.load_network(network, path)
+    loaded = trained.load(recipe, path)
+    network = loaded.network
     ops.accelerate(network)
     network.set_train(False)
-    about = describe(settings)
-    names = _folder_names(str(checkpoint.stored_config(path).get("dataset_path", "")))
-    if len(names) == about["settings"].get("class_num"):
-        about["class_names"] = names
+    about = describe(recipe, network.preparation, loaded.names)
     place = f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
-    return Model(used, lambda images: network(ms.Tensor(images)).asnumpy(), about, place=place)
+    return Model(loaded.path, lambda images: network(ms.Tensor(images)).asnumpy(), about, place=place)
 
 
 def _set_up(device_target, device_id, cpu_operator=True):
-    from model_utils import device
+    from src.setup.place import set_up
 
     options = {"device_target": device_target, "device_id": device_id, "cpu_operator": cpu_operator}
-    device.setup(config.load([f"--{name}={value}" for name, value in options.items()]))
-
-
-def _folder_names(dataset_path):
-    """The class folders that a run was trained on, [] if they are not there any more."""
-    root = Path(dataset_path or ".") / "train"
-    if not dataset_path or not root.is_dir():
-        return []
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    set_up(settings.load([f"--{name}={value}" for name, value in options.items()]))

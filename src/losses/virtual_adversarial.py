@@ -54,15 +54,18 @@ class VirtualAdversary:
         probe: length of the first, random move whose gradient gives the direction.
     """
 
+    inputs = 3  # of `loss_and_gradients`; see src/training/update.py
+
     def __init__(self, network, weights, radius, probe=0.1):
         self.network, self.radius, self.probe = network, radius, probe
         loss = Smoothness(network)
         self.by_move = ms.grad(loss, 1)
         self.by_weight = ms.value_and_grad(loss, None, weights)
 
-    def loss_and_gradients(self, images, start):
-        """(scalar, gradients); `start` is standard normal noise of the images' shape."""
+    def loss_and_gradients(self, images, start, weight):
+        """(scalar, weight, gradients); `start` is standard normal noise of the images' shape."""
         clean = ops.stop_gradient(self.network(images))
         slope = self.by_move(images, self.probe * unit(start), clean)
         moves = ops.stop_gradient(self.radius * unit(slope))
-        return self.by_weight(images, moves, clean)
+        cost, gradients = self.by_weight(images, moves, clean)
+        return cost, weight, gradients

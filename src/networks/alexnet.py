@@ -6,6 +6,8 @@ from mindspore import nn, ops
 
 from model_utils.errors import UserError, shortened
 from model_utils.restricted_pickle import load_numpy_pickle
+from src import networks
+from src.data.preparation import Preparation
 from src.ops.twice_differentiable import LocalResponseNorm, max_pool
 
 SIZE = 227
@@ -26,23 +28,19 @@ def _convolution(name):
     return nn.Conv2d(inputs, outputs, kernel, stride, pad_mode="same", group=groups, has_bias=True)
 
 
-class AlexNet(nn.Cell):
-    """float32 (N, 3, 227, 227) RGB in [0, 1] -> logits (N, classes).
+class Backbone(nn.Cell):
+    """float32 (N, 3, 227, 227) RGB in [0, 1] -> the second hidden layer, features (N, 4096).
 
     Five convolutions with 'same' padding, bias and ReLU; local response normalisation and then 3x3 pooling of
     stride 2 behind the first two, pooling behind the last (6x6x256); 4096 and 4096 hidden units. Turning to
     BGR, the scale to 255 and the mean are part of the network.
 
     Args:
-        classes: number of classes.
+        dropout: probability behind each of the two hidden layers.
         twice: whether gradients of gradients will be asked for.
-
-    Attributes:
-        dropout_shapes: shapes of one image's masks of the two hidden layers, in the order of the arguments.
-        feature_size: units of the second hidden layer, `features`.
     """
 
-    def __init__(self, classes, twice=False):
+    def __init__(self, dropout, twice=False):
         super().__init__()
         for name in CONVOLUTIONS:
             setattr(self, name, _convolution(name))
@@ -50,11 +48,11 @@ class AlexNet(nn.Cell):
         self.pool = max_pool(3, 2, twice)
         self.fc6 = nn.Dense(int(np.prod(POOLED)), HIDDEN)
         self.fc7 = nn.Dense(HIDDEN, HIDDEN)
-        self.classifier = nn.Dense(HIDDEN, classes)
         self.mean = ms.Tensor(np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1))
-        self.feature_size, self.dropout_shapes = HIDDEN, ((HIDDEN,), (HIDDEN,))
+        self.feature_size, self.masks, self.head_dropout = HIDDEN, (((HIDDEN,), dropout),), dropout
 
-    def _hidden(self, images, keep6):
+    def construct(self, images, keep6=None):
+        """keep6: inverted-dropout mask (N, 4096) of model_utils.noise.keep_mask, or None."""
         x = ops.concat((images[:, 2:], images[:, 1:2], images[:, :1]), 1) * 255.0 - self.mean
         x = self.pool(self.normalise(ops.relu(self.conv1(x))))
         x = self.pool(self.normalise(ops.relu(self.conv2(x))))
@@ -65,28 +63,31 @@ class AlexNet(nn.Cell):
             x = x * keep6
         return ops.relu(self.fc7(x))
 
-    def features(self, images):
-        """The second hidden layer (N, 4096), nothing dropped."""
-        return self._hidden(images, None)
 
-    def features_and_logits(self, images, keep6=None, keep7=None):
-        """Second hidden layer before its own dropout (N, 4096), and logits (N, classes).
+class Family(networks.Family):
+    """Network `alexnet`."""
 
-        keep6, keep7: inverted-dropout masks (N, 4096) of model_utils.noise.keep_mask, or None.
-        """
-        features = self._hidden(images, keep6)
-        return features, self.classifier(features if keep7 is None else features * keep7)
+    def preparation(self, variant, config):
+        return Preparation(SIZE)
 
-    def construct(self, images, keep6=None, keep7=None):
-        return self.features_and_logits(images, keep6, keep7)[1]
+    def backbone(self, variant, config, preparation, twice=False):
+        networks.check_size("alexnet", preparation, SIZE)
+        return Backbone(config.dropout, twice)
+
+    def read_published(self, variant, path, network):
+        return published(path, {p.name: tuple(p.shape) for p in network.backbone.get_parameters()})
 
 
-def load_published(network, path):
-    """Fill all layers but the classifier from `bvlc_alexnet.npy`: {layer: [weights, biases]}, pickled.
+def published(path, shapes):
+    """{parameter: array} of all layers but the classifier out of `bvlc_alexnet.npy`.
 
-    Weights there are (height, width, input, output) and (input, output), the first dense layer's input in the
-    order height, width, channel. Nothing in the file is executed; its fc8 is not used: the classes are
-    others.
+    The file is a pickle of {layer: [weights, biases]}. Weights there are (height, width, input, output) and
+    (input, output), the first dense layer's input in the order height, width, channel. Nothing in it is
+    executed; its fc8
+    is not used: the classes are others.
+
+    Args:
+        shapes: {parameter's name: shape} of the backbone.
 
     Raises:
         UserError: unreadable file, foreign objects in it, a missing layer, or another shape.
@@ -94,23 +95,22 @@ def load_published(network, path):
     content = load_numpy_pickle(path)
     layers = (*CONVOLUTIONS, "fc6", "fc7")
     if not isinstance(content, dict):
-        raise UserError(f"bvlc_path: {path} holds no dictionary of layers; give bvlc_alexnet.npy")
+        raise UserError(f"pretrained: {path} holds no dictionary of layers; give bvlc_alexnet.npy")
     missing = [name for name in layers if name not in content]
     if missing:
-        raise UserError(f"bvlc_path: {path} has no layer {shortened(missing, 3)}; give bvlc_alexnet.npy")
-    values = []
+        raise UserError(f"pretrained: {path} has no layer {shortened(missing, 3)}; give bvlc_alexnet.npy")
+    values = {}
     for name in layers:
-        layer, arrays = getattr(network, name), _arranged(name, content[name], path)
-        parameters = layer.weight, layer.bias
-        for parameter, array, kind in zip(parameters, arrays, ("weights", "biases"), strict=True):
-            if tuple(parameter.shape) != array.shape:
+        arrays = _arranged(name, content[name], path)
+        for kind, ours, array in zip(("weights", "biases"), ("weight", "bias"), arrays, strict=True):
+            wanted = shapes[f"{name}.{ours}"]
+            if wanted != array.shape:
                 raise UserError(
-                    f"bvlc_path: {name}'s {kind} in {path} have shape {array.shape}, the network's have "
-                    f"{tuple(parameter.shape)}; give bvlc_alexnet.npy"
+                    f"pretrained: {name}'s {kind} in {path} have shape {array.shape}, the network's have "
+                    f"{wanted}; give bvlc_alexnet.npy"
                 )
-            values.append((parameter, array))
-    for parameter, array in values:  # all or none
-        ops.assign(parameter, ms.Tensor(np.ascontiguousarray(array, np.float32)))
+            values[f"{name}.{ours}"] = np.ascontiguousarray(array, np.float32)
+    return values
 
 
 def _arranged(name, entry, path):
@@ -118,7 +118,7 @@ def _arranged(name, entry, path):
     good = isinstance(entry, list | tuple) and len(entry) == 2
     if not good or not all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in entry):
         raise UserError(
-            f"bvlc_path: {name} in {path} is no pair of weights and biases; give bvlc_alexnet.npy"
+            f"pretrained: {name} in {path} is no pair of weights and biases; give bvlc_alexnet.npy"
         )
     weights, biases = entry
     if weights.ndim == 4:

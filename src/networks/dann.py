@@ -1,37 +1,18 @@
-"""The networks of DANN (Ganin & Lempitsky 2015, arXiv 1409.7495) for 28x28 digits.
+"""The network of DANN (Ganin & Lempitsky 2015, arXiv 1409.7495) for 28x28 digits: 176,752 parameters."""
 
-176,752 parameters without the domain classifier.
-"""
+from mindspore import nn
 
-from mindspore import nn, ops
-
+from model_utils.key import Key
+from src import networks
+from src.data.preparation import Preparation
+from src.networks.input_norm import KEYS, InputNorm
 from src.ops.chain import Chain
+from src.ops.twice_differentiable import max_pool
 
+SIZE = 28
 FEATURES = 800  # 50 channels of 4x4
 FEATURE_MAP = (50, 8, 8)  # where the backbone's dropout sits
 HIDDEN = 100
-
-
-class InputNorm(nn.Cell):
-    """Images in [0, 1] -> network input, inside the network so that an exported model needs no recipe.
-
-    Args:
-        kind: "none" maps [0, 1] to [-1, 1]; "instance" subtracts each image's mean and divides by its
-            standard deviation, per channel (Ulyanov et al. 2016, arXiv 1607.08022, without affine part).
-
-    Inputs and outputs: float32 (N, C, H, W).
-    """
-
-    def __init__(self, kind):
-        super().__init__()
-        self.instance = kind == "instance"
-
-    def construct(self, images):
-        if not self.instance:
-            return images * 2.0 - 1.0
-        centred = images - ops.mean(images, (2, 3), True)
-        variance = ops.mean(centred * centred, (2, 3), True)
-        return centred / ops.sqrt(variance + 1e-4)
 
 
 class Backbone(nn.Cell):
@@ -41,19 +22,22 @@ class Backbone(nn.Cell):
     (N, 50, 1, 1); None for no dropout.
     """
 
-    def __init__(self, input_norm="none"):
+    def __init__(self, input_norm="none", dropout=0.5, dropout_kind="element", twice=False):
         super().__init__()
         self.norm = InputNorm(input_norm)
         self.conv1 = nn.Conv2d(3, 64, 5, pad_mode="valid", has_bias=True)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 50, 5, pad_mode="valid", has_bias=True)
         self.bn2 = nn.BatchNorm2d(50)
-        self.pool = nn.MaxPool2d(2, 2)
+        self.pool = max_pool(2, 2, twice)
         self.relu = nn.ReLU()
         self.flatten = nn.Flatten()
         # Which cells follow each other: on a CPU each chain runs as one operator (src/ops).
         self.stage1 = Chain(self.conv1, self.bn1, self.pool, self.relu)
         self.stage2 = Chain(self.conv2, self.bn2)
+        self.feature_size = FEATURES
+        shape = (FEATURE_MAP[0], 1, 1) if dropout_kind == "channel" else FEATURE_MAP
+        self.masks, self.head_dropout = ((shape, dropout),), dropout
 
     def construct(self, images, keep=None):
         x = self.stage2(self.stage1(self.norm(images)))
@@ -63,9 +47,9 @@ class Backbone(nn.Cell):
 
 
 class ClassClassifier(nn.Cell):
-    """Features (N, 800) -> class logits (N, 10); `keep` is a dropout mask (N, 100) or None."""
+    """Features (N, 800) -> class logits (N, K); `keep` is a dropout mask (N, 100) or None."""
 
-    def __init__(self, classes=10):
+    def __init__(self, classes=10, dropout=0.5):
         super().__init__()
         self.fc1 = nn.Dense(FEATURES, HIDDEN)
         self.bn1 = nn.BatchNorm1d(HIDDEN)
@@ -73,6 +57,7 @@ class ClassClassifier(nn.Cell):
         self.bn2 = nn.BatchNorm1d(HIDDEN)
         self.fc3 = nn.Dense(HIDDEN, classes)
         self.relu = nn.ReLU()
+        self.masks, self.classes = (((HIDDEN,), dropout),), classes
 
     def construct(self, features, keep=None):
         x = self.relu(self.bn1(self.fc1(features)))
@@ -82,27 +67,25 @@ class ClassClassifier(nn.Cell):
         return self.fc3(x)
 
 
-class DomainClassifier(nn.Cell):
-    """Features (N, 800) -> domain logits (N, 2): column 0 source, column 1 target."""
+class Family(networks.Family):
+    """Network `dann`."""
 
-    def __init__(self):
-        super().__init__()
-        self.fc1 = nn.Dense(FEATURES, HIDDEN)
-        self.bn1 = nn.BatchNorm1d(HIDDEN)
-        self.fc2 = nn.Dense(HIDDEN, 2)
-        self.relu = nn.ReLU()
+    keys = {
+        **KEYS,
+        "dropout_kind": Key(
+            "element",
+            "what the backbone's dropout drops: single elements, or whole channels (Tompson et al. 2015)",
+            choices=("element", "channel"),
+        ),
+    }
+    prefixes = ("backbone.", "class_classifier.")
 
-    def construct(self, features):
-        return self.fc2(self.relu(self.bn1(self.fc1(features))))
+    def preparation(self, variant, config):
+        return Preparation(SIZE)
 
+    def backbone(self, variant, config, preparation, twice=False):
+        networks.check_size("dann", preparation, SIZE)
+        return Backbone(config.input_norm, config.dropout, config.dropout_kind, twice)
 
-class DANN(nn.Cell):
-    """Backbone and class classifier: float32 (N, 3, 28, 28) in [0, 1] -> class logits (N, 10)."""
-
-    def __init__(self, input_norm="none"):
-        super().__init__()
-        self.backbone = Backbone(input_norm)
-        self.class_classifier = ClassClassifier()
-
-    def construct(self, images):
-        return self.class_classifier(self.backbone(images))
+    def head(self, backbone, classes, config):
+        return ClassClassifier(classes, config.dropout)

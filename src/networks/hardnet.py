@@ -10,8 +10,11 @@ from collections import OrderedDict
 from mindspore import nn, ops
 
 from model_utils.errors import UserError
+from src import networks
+from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from src.ops.twice_differentiable import max_pool
 
-CLASSES = 1000
+SMALLEST = 32  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +135,10 @@ class PaddedMaxPool(nn.Cell):
     which passes none where its output is 0. MindSpore's own padded pooling pools three-dimensionally.
     """
 
-    def __init__(self):
+    def __init__(self, twice=False):
         super().__init__()
         self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
-        self.pool = nn.MaxPool2d(3, 2)
+        self.pool = max_pool(3, 2, twice)
 
     def construct(self, x):
         return self.pool(self.pad(x))
@@ -166,25 +169,28 @@ class HarmonicBlock(nn.Cell):
         return ops.concat(kept, 1)
 
 
-class HarDNet(nn.Cell):
-    """float32 (N, 3, H, W) -> logits (N, class_num); H and W at least 32, usually 224.
+class Backbone(nn.Cell):
+    """float32 (N, 3, H, W) -> pooled features (N, feature_size); H and W at least 32, usually 224.
 
     Images are normalised by ImageNet's mean and deviation per channel, as the published weights want them.
 
+    Args:
+        variant: "39ds", "68ds", "68" or "85".
+        size: side of the images, from which the shape of the block's dropout mask follows.
+        twice: whether gradients of gradients will be asked for.
+
     Attributes:
-        variant, class_num: what it was built with.
-        dropout_rate: probability before the classifier.
-        feature_channels: C of the pooled features.
-        block_dropout_rate: probability between the last block and its 1x1 convolution; 0 but for "85".
-        block_channels: channels there.
+        variant: what it was built with.
+        masks: the block's dropout mask, (block channels, H / 32, W / 32), of variant "85".
+        head_dropout: probability before the classifier.
     """
 
-    def __init__(self, variant, class_num=CLASSES):
+    def __init__(self, variant, size=224, twice=False):
         super().__init__()
         row = find_variant(variant)
         cells = [conv_layer(3, row.stem[0], 3, stride=2)]
         cells.append(conv_layer(*row.stem, 1 if row.separable else 3))
-        cells.append(depthwise_layer(row.stem[1], stride=2) if row.separable else PaddedMaxPool())
+        cells.append(depthwise_layer(row.stem[1], stride=2) if row.separable else PaddedMaxPool(twice))
         width, self.block_dropout_at = row.stem[1], -1
         for number, channels in enumerate(row.channels):
             growth, layers = row.growth[number], row.layers[number]
@@ -195,16 +201,15 @@ class HarDNet(nn.Cell):
                 cells.append(nn.Identity())  # the published networks count the dropout layer
             cells.append(conv_layer(block.out_channels, channels, 1))
             if row.down[number]:
-                cells.append(depthwise_layer(channels, stride=2) if row.separable else nn.MaxPool2d(2, 2))
+                cells.append(depthwise_layer(channels, stride=2) if row.separable else max_pool(2, 2, twice))
             width = channels
         self.base = nn.CellList(cells)
-        self.classifier = nn.Dense(width, class_num)
-        self.variant, self.class_num = variant, class_num
-        self.dropout_rate, self.feature_channels = row.dropout, width
-        self.block_dropout_rate, self.block_channels = row.block_dropout, block.out_channels
+        self.variant, self.feature_size, self.head_dropout = variant, width, row.dropout
+        side = -(-size // 4) // 8  # the stem halves twice and rounds up, the pools three times and down
+        self.masks = (((block.out_channels, side, side), row.block_dropout),) if row.block_dropout else ()
 
-    def features_of(self, images, keep_block=None):
-        """Images (N, 3, H, W) -> pooled features (N, feature_channels)."""
+    def construct(self, images, keep_block=None):
+        """`keep_block`: inverted-dropout mask from `model_utils.noise.keep_mask`, or None."""
         x = images
         for index, cell in enumerate(self.base):
             if index == self.block_dropout_at and keep_block is not None:
@@ -212,28 +217,29 @@ class HarDNet(nn.Cell):
             x = cell(x)
         return ops.mean(x, (2, 3))
 
-    def construct(self, images, keep=None, keep_block=None):
-        """Logits. Dropout masks come scaled, from `model_utils.noise.keep_mask`; None for no dropout.
 
-        keep: (N, feature_channels), probability `dropout_rate`.
-        keep_block: (N, block_channels, H / 32, W / 32), probability `block_dropout_rate`.
-        """
-        features = self.features_of(images, keep_block)
-        if keep is not None:
-            features = features * keep
-        return self.classifier(features)
+class Family(networks.Family):
+    """Networks `hardnet39ds`, `hardnet68ds`, `hardnet68` and `hardnet85`.
 
-
-def hardnet(variant, class_num=CLASSES):
-    """A HarDNet with the initialisation the authors trained from, PyTorch's default: He-uniform with a = √5.
-
-    Args:
-        variant: "39ds", "68ds", "68" or "85".
-        class_num: number of logits, >= 1.
-
-    Raises:
-        UserError: no such variant; class_num below 1.
+    The initialisation is the one the authors trained from, PyTorch's default: He-uniform with a = √5.
     """
-    if class_num < 1:
-        raise UserError(f"class_num: {class_num} classes make no classifier; give at least 1")
-    return HarDNet(variant, class_num)
+
+    variants = tuple(VARIANTS)
+    head_draws_first = True
+
+    def preparation(self, variant, config):
+        return Preparation(
+            224, crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_scale_min=0.35, flip=True
+        )
+
+    def backbone(self, variant, config, preparation, twice=False):
+        if preparation.size < SMALLEST:
+            raise UserError(
+                f"image_size: {preparation.size}, but HarDNet halves its images five times; give {SMALLEST} or more"
+            )
+        return Backbone(variant, preparation.size, twice)
+
+    def read_published(self, variant, path, network):
+        from src.networks import _hardnet_weights
+
+        return _hardnet_weights.read(path, network)

@@ -11,6 +11,8 @@ import stat
 import subprocess
 import tempfile
 
+from model_utils import interrupts
+
 PROJECT = "mindspore-domain-adaptation"
 _SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -126,13 +128,14 @@ def _build(compiler, target):
     number, temporary = tempfile.mkstemp(suffix=".so", dir=os.path.dirname(target))
     os.close(number)
     try:
-        run = subprocess.run(
-            [compiler, *_FLAGS, *sources, "-o", temporary, "-ldl"],
-            capture_output=True,
-            text=True,
-            timeout=_BUILD_SECONDS,
-            check=False,
-        )
+        with interrupts.raising():  # so that Ctrl-C ends the compiler, too
+            run = subprocess.run(
+                [compiler, *_FLAGS, *sources, "-o", temporary, "-ldl"],
+                capture_output=True,
+                text=True,
+                timeout=_BUILD_SECONDS,
+                check=False,
+            )
         if run.returncode:
             errors = [line for line in run.stderr.splitlines() if "error" in line] or run.stderr.splitlines()
             raise Broken(f"{compiler} failed: {errors[0] if errors else 'no message'}")
@@ -230,3 +233,4 @@ def _remove_at_exit(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
+    interrupts.unfinished_for_good(folder)

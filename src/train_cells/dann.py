@@ -1,93 +1,126 @@
 """DANN: domain-adversarial training of neural networks (Ganin & Lempitsky 2015, arXiv 1409.7495).
 
-Three phases: pre-training on the source, adversarial training, and, if asked for, self-training on the target
-(src/train_cells/_dann_refine.py). Options of later papers are off by default; src/train_cells/_dann_keys.py
-lists them.
+Three phases: pre-training on the source, adversarial training, and, if asked for, self-training on the
+    target: after DIRT-T (Shu et al. 2018, arXiv 1802.08735: refinement without the adversary),
+    self-ensembling (French et al. 2018, arXiv 1706.05208: averaged teacher that normalises by target batches,
+    confidence threshold) and FixMatch (Sohn et al. 2020, arXiv 2001.07685: the teacher sees the image as it
+    is, the student a strong augmentation). Options of later papers are off by default.
 """
 
 import mindspore as ms
 import numpy as np
+from mindspore import ops
 
 from model_utils import noise
-from model_utils.device import gradient_reducer, jit
+from model_utils.device import jit
 from model_utils.errors import UserError
-from src.data import pairs
-from src.losses.virtual_adversarial import VirtualAdversary, add_scaled
-from src.networks.dann import DANN, FEATURE_MAP, FEATURES, HIDDEN, DomainClassifier
+from model_utils.key import Alias, Key
+from src import networks
+from src.data import augment
+from src.evaluation import held_out
+from src.evaluation.evaluate import evaluating
+from src.losses.adversarial import AdversarialLoss, Conditioning, DiscriminatorLoss, PretrainLoss
+from src.losses.consistency import KINDS, ClassThresholds
+from src.losses.self_training import StudentLoss
+from src.losses.virtual_adversarial import VirtualAdversary
+from src.networks.heads import DomainHead
 from src.ops import accelerate
-from src.train_cells import Phase, TrainCell, _dann_keys, _dann_refine
-from src.train_cells._dann_losses import AdversarialLoss, Conditioning, DiscriminatorLoss, PretrainLoss
-from src.train_cells._dann_validation import Validation
-from src.training.optim import adam, set_learning_rate
-from src.training.schedules import reversal_strength, schedule
+from src.training import precision, trainer
+from src.training.averaging import Average, Trainable
+from src.training.optim import set_learning_rate
+from src.training.schedules import reversal_strength
+from src.training.trainer import Phase
 
-KEYS = _dann_keys.KEYS
-
-
-def build_network(config):
-    """Image -> logits network, untrained: float32 (N, 3, 28, 28) in [0, 1] -> (N, 10)."""
-    return DANN(config.input_norm)
+# The averaged teacher starts from a trained network: nothing has to be forgotten fast, see Average.update.
+STEPS_BEFORE = 1000
 
 
-def published_parts(network, config):
-    """{configuration key: (cell, file given)} of the two-file checkpoints of earlier releases."""
-    return {
-        "backbone_ckpt_file": (network.backbone, config.backbone_ckpt_file),
-        "classifier_ckpt_file": (network.class_classifier, config.classifier_ckpt_file),
-    }
-
-
-def test_sets(config, device):
-    """{"source": loader, "target": loader} over the test splits."""
-    return pairs.test_sets(config, device)
-
-
-def build(config, device):
-    """The train cell of a run."""
-    return DannTrainCell(config, device)
-
-
-class DannTrainCell(TrainCell):
+class Method(trainer.Trainer):
     """Pre-training on the source, adversarial training on both domains, self-training on both."""
 
-    def __init__(self, config, device):
-        if config.batch_size < 2:
-            raise UserError(
-                "batch_size: batch normalisation needs at least 2 images in training; choose a larger one"
-            )
+    DEFAULTS = {
+        "network": "dann",
+        "source_dataset_name": "mnist",
+        "source_image_root": "data/mnist",
+        "target_dataset_name": "mnist_m",
+        "target_image_root": "data/mnist_m",
+        "validation_size": 1000,
+        "batch_norm": "per_domain",
+        "weight_decay_on": "all",
+        "lr_schedule": "one_cycle",
+    }
+    KEYS = {
+        "batch_size": Key(64, "images per domain, step and process; export.py: fixed batch size", low=1),
+        "n_pretrain_epochs": Key(0, "epochs of source-only training", low=0),
+        "n_epoch": Key(20, "epochs of adversarial training", low=0),
+        "steps_per_epoch": Key(0, "steps in an epoch; 0: as many as the smaller domain fills", low=0),
+        "lr": Key(
+            0.001, "learning rate of pre-training, and of both classifiers (peak, if scheduled)", above=0
+        ),
+        "lr_backbone_s": Key(0.002, "learning rate of the backbone in adversarial training (peak)", above=0),
+        "adversary": Key(
+            "reversal",
+            "reversal: one step through a gradient reversal layer; alternate: discriminator and backbone in turn",
+            choices=("reversal", "alternate"),
+        ),
+        "gamma": Key(
+            10.0, "how fast λ(p) = lambda_max·(2/(1+exp(-gamma·p)) - 1) grows over the phase", low=0
+        ),
+        "lambda_max": Key(1.0, "what λ grows towards: the adversary's weight in the backbone", low=0),
+        "entropy_weight": Key(0.0, "weight (times λ) of the entropy of the target predictions", low=0),
+        "conditional": Key(
+            False,
+            "the discriminator sees features joined with class predictions (CDAN); adversary reversal only",
+        ),
+        "vat_weight": Key(
+            0.0,
+            "weight (times λ) of virtual adversarial training on the target, in adversarial training",
+            low=0,
+        ),
+        "vat_radius": Key(1.0, "length of its moves: Euclidean, in units of the network's input", above=0),
+        "n_refine_epochs": Key(0, "epochs of self-training on the target after adversarial training", low=0),
+        "lr_refine": Key(0.003, "learning rate of self-training (peak, if scheduled)", above=0),
+        "refine_dropout": Key(0.2, "dropout probability of the student in self-training", low=0, below=1),
+        "strong_augment": Key("none", "augmentation of the student's target images", choices=augment.STRONG),
+        "teacher_decay": Key(0.99, "the teacher keeps this share of itself in a step", above=0, below=1),
+        "pseudo_kind": Key(
+            "hard",
+            "the student learns the teacher's class, its distribution, or that by squared distance",
+            choices=KINDS,
+        ),
+        "pseudo_weight": Key(1.0, "weight of the pseudo-labels beside the source's labels", low=0),
+        "pseudo_threshold": Key(0.9, "the teacher's least probability for a pseudo-label", above=0, high=1),
+        "pseudo_portion": Key(
+            0.0,
+            "share of each class's pseudo-labels to use (class-balanced thresholds); 0: pseudo_threshold for all",
+            low=0,
+            below=1,
+        ),
+        "backbone_ckpt_file": Key(
+            "", "eval.py: checkpoint of the backbone (best_backbone_t.ckpt)", path=True
+        ),
+        "classifier_ckpt_file": Key(
+            "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
+        ),
+    }
+    ALIASES = {"joint_batch": Alias("batch_norm", {"true": "joint", "false": "per_domain"})}
+
+    @staticmethod
+    def published_parts(network, config):
+        """{configuration key: (cell, file given)} of the two-file checkpoints of earlier releases."""
+        return {
+            "backbone_ckpt_file": (network.backbone, config.backbone_ckpt_file),
+            "classifier_ckpt_file": (network.head, config.classifier_ckpt_file),
+        }
+
+    def plan(self):
+        """Source-only pre-training, adversarial training, self-training: the phases that have epochs."""
+        config, task = self.config, self.task
         if config.conditional and config.adversary != "reversal":
             raise UserError("conditional: needs adversary reversal; set one of the two otherwise")
-        self.config, self.device = config, device
-        loaders, self.held_out = pairs.train_loaders(config, device)
-        self._plan(loaders)
-        self.network = build_network(config)
-        self.domain_classifier = DomainClassifier()
-        accelerate(self.network)
-        accelerate(self.domain_classifier)
-        self.parts = {
-            "backbone": self.network.backbone,
-            "class_classifier": self.network.class_classifier,
-            "domain_classifier": self.domain_classifier,
-        }
-        # Its own cell, not a child of the network: without a prefix its names would collide with others.
-        self.domain_classifier.update_parameters_name("domain_classifier.")
-        self.optimizers = {
-            name: adam(f"adam_{name}", part.trainable_params(), config.lr, config.weight_decay)
-            for name, part in self.parts.items()
-        }
-        self.reducers = {
-            name: gradient_reducer(optimizer.parameters, device)
-            for name, optimizer in self.optimizers.items()
-        }
-        self._compile()
-        self.refinement = None
-        if config.n_refine_epochs:
-            self.refinement = _dann_refine.Refinement(
-                self.network, build_network(config), config, device, self._masks
-            )
-
-    def _plan(self, loaders):
-        config = self.config
+        loaders = task.labelled(self.preparation, self.loaded_batch, joined=True)
+        loaders |= task.unlabelled(self.preparation, self.loaded_batch)
+        self.held_out = task.held_out(self.preparation)
         epoch = config.steps_per_epoch or min(loader.steps_per_epoch for loader in loaders.values())
         self.phases = [
             Phase("pretrain", config.n_pretrain_epochs * epoch, epoch, {"source": loaders["source"]}),
@@ -95,96 +128,97 @@ class DannTrainCell(TrainCell):
         ]
         if config.n_refine_epochs:
             self.phases.append(Phase("refine", config.n_refine_epochs * epoch, epoch, loaders))
-        half = config.batch_size
-        self.domains = ms.Tensor(np.repeat([0, 1], half), ms.int32)
+        self.domains = ms.Tensor(np.repeat([0, 1], config.batch_size), ms.int32)
 
-    def _compile(self):
-        config, joint = self.config, self.config.joint_batch
-        parts = self.parts
-        generator_weights = self._weights("backbone", "class_classifier")
-        self.pretrain_grad = ms.value_and_grad(
-            PretrainLoss(self.network), None, generator_weights, has_aux=True
-        )
-        use_entropy = config.entropy_weight > 0
-        self.reversal = config.adversary == "reversal"
-        self.conditioning = Conditioning(config.seed, FEATURES) if config.conditional else None
+    def prepare(self):
+        """Domain classifier, three optimizers, and the updates of the phases."""
+        config, network = self.config, self.trained
+        domain_classifier = self.add_part("domain_classifier", DomainHead(network.feature_size))
+        self.optimizers = {
+            name: self.new_optimizer(name, self.weights(part), config.lr)
+            for name, part in (
+                ("backbone", "backbone"),
+                ("class_classifier", "head"),
+                ("domain_classifier", "domain_classifier"),
+            )
+        }
+        discriminator = {"domain_classifier": self.optimizers["domain_classifier"]}
+        generator = {name: self.optimizers[name] for name in ("backbone", "class_classifier")}
+        joint, self.reversal = config.batch_norm == "joint", config.adversary == "reversal"
+        self.conditioning = None
+        if config.conditional:
+            self.conditioning = Conditioning(config.seed, network.feature_size, len(self.task.classes))
+        self.add_update("pretrain", PretrainLoss(network), generator)
         loss = AdversarialLoss(
-            self.network, self.domain_classifier, joint, use_entropy, not self.reversal, self.conditioning
-        )
-        trained = (
-            generator_weights + self._weights("domain_classifier") if self.reversal else generator_weights
-        )
-        self.adversarial_grad = ms.value_and_grad(loss, None, trained, has_aux=True)
-        self.discriminator_grad = ms.value_and_grad(
-            DiscriminatorLoss(self.network, self.domain_classifier, joint),
-            None,
-            self._weights("domain_classifier"),
-            has_aux=True,
+            network,
+            domain_classifier,
+            joint,
+            config.entropy_weight > 0,
+            not self.reversal,
+            self.conditioning,
         )
         self.smoothness = None
         if config.vat_weight > 0:
-            self.smoothness = VirtualAdversary(self.network, generator_weights, config.vat_radius)
-        self.sizes = {name: len(part.trainable_params()) for name, part in parts.items()}
-        self._pretrain = jit(self._pretrain_update, config)
-        self._adversarial = jit(self._adversarial_update, config)
-        self._discriminate = jit(self._discriminator_update, config)
-        self.validation = Validation(self.network, self.domain_classifier, self.conditioning, config)
-
-    def _weights(self, *names):
-        return ms.ParameterTuple([p for name in names for p in self.parts[name].trainable_params()])
-
-    # Jitted updates. Each returns scalars only.
-
-    def _apply_generator(self, gradients):
-        split = self.sizes["backbone"]
-        self.optimizers["backbone"](self.reducers["backbone"](gradients[:split]))
-        self.optimizers["class_classifier"](self.reducers["class_classifier"](gradients[split:]))
-
-    def _apply_discriminator(self, gradients):
-        self.optimizers["domain_classifier"](self.reducers["domain_classifier"](gradients))
-
-    def _pretrain_update(self, images, labels, keep_map, keep_hidden):
-        (loss, class_accuracy), gradients = self.pretrain_grad(images, labels, keep_map, keep_hidden)
-        self._apply_generator(gradients)
-        return loss, class_accuracy
-
-    def _smooth(self, total, scalars, gradients, images, start, weight):
-        """Add virtual adversarial training on the target rows, unless its random `start` is None."""
-        if start is None:
-            return total, scalars, gradients
-        cost, added = self.smoothness.loss_and_gradients(images[start.shape[0] :], start)
-        return total + weight * cost, (*scalars, cost), add_scaled(gradients, weight, added)
-
-    def _adversarial_update(
-        self, images, labels, domains, keep_map, keep_hidden, reverse, weights, start, smooth
-    ):
-        """Of the generator; with the reversal layer the discriminator's gradients come along."""
-        (total, scalars), gradients = self.adversarial_grad(
-            images, labels, domains, keep_map, keep_hidden, reverse, weights
+            weights = ms.ParameterTuple([*self.weights("backbone"), *self.weights("head")])
+            self.smoothness = VirtualAdversary(network, weights, config.vat_radius)
+        self.add_update(
+            "adapt", loss, {**generator, **discriminator} if self.reversal else generator, self.smoothness
         )
-        count = self.sizes["backbone"] + self.sizes["class_classifier"]
-        total, scalars, of_generator = self._smooth(total, scalars, gradients[:count], images, start, smooth)
-        self._apply_generator(of_generator)
-        if self.reversal:
-            self._apply_discriminator(gradients[count:])
-        return total, scalars
+        if not self.reversal:
+            loss = DiscriminatorLoss(network, domain_classifier, joint)
+            self.add_update("discriminate", loss, discriminator)
+        self._validated = jit(self._validation_logits, config)
+        if config.n_refine_epochs:
+            self._prepare_refinement()
 
-    def _discriminator_update(self, images, domains, keep_map):
-        (loss, domain_accuracy), gradients = self.discriminator_grad(images, domains, keep_map)
-        self._apply_discriminator(gradients)
-        return loss, domain_accuracy
+    def _prepare_refinement(self):
+        config = self.config
+        student = networks.build(config, len(self.task.classes), dropout=config.refine_dropout)
+        accelerate(student)
+        student.update_parameters_name("student.")
+        if config.freeze_backbone:
+            for parameter in student.backbone.get_parameters():
+                parameter.requires_grad = False
+        self.parts["student"] = self.student = student
+        self.strong = augment.build(config.strong_augment)
+        thresholds = None
+        if config.pseudo_portion > 0:
+            classes = len(self.task.classes)
+            thresholds = ClassThresholds(classes, config.pseudo_portion, config.pseudo_threshold)
+            thresholds.update_parameters_name("thresholds.")
+            self.parts["thresholds"] = thresholds
+        self._copy(self.network, student)
+        self.teaching = Average(Trainable(student), Trainable(self.network), config.teacher_decay, config)
+        optimizer = self.new_optimizer(
+            "student", ms.ParameterTuple(student.trainable_params()), config.lr_refine
+        )
+        lowered = precision.lower(student, config.amp_level)
+        loss = StudentLoss(
+            lowered,
+            self.network,
+            config.pseudo_weight,
+            config.pseudo_kind,
+            config.pseudo_threshold,
+            thresholds,
+        )
+        self.add_update("refine", loss, {"student": optimizer})
 
-    # What the loop calls.
+    @staticmethod
+    def _copy(origin, copy):
+        for before, after in zip(origin.get_parameters(), copy.get_parameters(), strict=True):
+            ops.assign(after, before)
 
-    def start_phase(self, phase):
-        """Hand the network over to self-training when that begins."""
+    def begin_phase(self, phase):
+        """The student starts as the network that adversarial training has left."""
         if phase.name == "refine":
-            self.refinement.start(phase)
+            self.freeze_statistics(self.student)
+            if phase.step == 0:
+                self._copy(self.network, self.student)
 
     def train_step(self, phase, batch):
         """One update; returns the scalars of `log_line` and of the curves."""
         if phase.name == "refine":
-            return self.refinement.step(phase, batch)
+            return self._refine_step(phase, batch)
         rates = self._set_learning_rates(phase)
         if phase.name == "pretrain":
             return {**self._pretrain_step(phase, batch), **rates}
@@ -193,88 +227,110 @@ class DannTrainCell(TrainCell):
         return {**self._adapt_step(phase, batch, strength), **rates, "lambda": strength}
 
     def _set_learning_rates(self, phase):
-        config = self.config
-        factor = schedule(config.lr_schedule, phase.step, phase.steps)
+        config, factor = self.config, self.factor(phase)
         backbone = config.lr_backbone_s if phase.name == "adapt" else config.lr
-        rates = {"backbone": backbone, "class_classifier": config.lr, "domain_classifier": config.lr}
-        for name, rate in rates.items():
-            set_learning_rate(self.optimizers[name], rate * factor)
+        backbone *= config.backbone_lr_factor
+        for name, optimizer in self.optimizers.items():
+            if optimizer is not None:
+                set_learning_rate(optimizer, (backbone if name == "backbone" else config.lr) * factor)
         return {"lr": config.lr * factor, "lr_backbone": backbone * factor}
 
-    def _masks(self, phase, rows, drop=None):
-        """Dropout masks of the step: of the backbone's feature map, and of the classifier's hidden layer."""
-        drop = self.config.dropout if drop is None else drop
-        rng = noise.generator(self.config.seed, f"dropout {phase.name}", phase.step, self.device.rank)
-        channel = self.config.dropout_kind == "channel"
-        shapes = ((rows, FEATURE_MAP[0], 1, 1) if channel else (rows, *FEATURE_MAP), (rows, HIDDEN))
-        return [ms.Tensor.from_numpy(noise.keep_mask(rng, shape, drop)) for shape in shapes]
+    def _counters(self, phase, number):
+        """Of random numbers: step and rank, and the part of a step whose gradients are accumulated."""
+        return (phase.step, self.device.rank, *([number] if number else []))
 
     def _pretrain_step(self, phase, batch):
-        images, labels = batch["source"]
-        tensors = ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels)
-        loss, class_accuracy = self._pretrain(*tensors, *self._masks(phase, len(labels)))
-        return {"loss": loss, "class_loss": loss, "class_accuracy": class_accuracy}
+        def inputs(part, number):
+            images, labels = part["source"]
+            masks = self.masks(len(labels), "dropout pretrain", *self._counters(phase, number))
+            return [ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels), *masks]
+
+        loss, (accuracy,), more = self.run(self.updates["pretrain"], phase, batch, inputs)
+        return {"loss": loss, "class_loss": loss, "class_accuracy": accuracy, **more}
 
     def _adapt_step(self, phase, batch, strength):
-        (source, labels), (target, _) = batch["source"], batch["target"]
-        images = ms.Tensor.from_numpy(np.concatenate((source, target)))
-        labels = ms.Tensor.from_numpy(labels)
-        keep_map, keep_hidden = self._masks(phase, len(images))
-        entropy = self.config.entropy_weight * strength
-        arguments = (images, labels, self.domains, keep_map, keep_hidden)
-        probe = self._probe(phase, target.shape, strength)
-        if self.reversal:
-            weights = ms.Tensor([1.0, entropy], ms.float32)
-            reverse = ms.Tensor(strength, ms.float32)
-            total, scalars = self._adversarial(*arguments, reverse, weights, *probe)
-        else:
-            discriminator_loss, domain_accuracy = self._discriminate(images, self.domains, keep_map)
+        entropy = ms.Tensor([1.0, self.config.entropy_weight * strength], ms.float32)
+        reverse = ms.Tensor(strength, ms.float32)
+        if not self.reversal:
             # The generator's own (inverted) domain loss is weighted here; nothing is reversed.
-            weights = ms.Tensor([strength, entropy], ms.float32)
-            total, scalars = self._adversarial(*arguments, ms.Tensor(-1.0, ms.float32), weights, *probe)
-            scalars = (scalars[0], discriminator_loss, *scalars[2:4], domain_accuracy, *scalars[5:])
+            entropy = ms.Tensor([strength, self.config.entropy_weight * strength], ms.float32)
+            reverse = ms.Tensor(-1.0, ms.float32)
+        common = {}
+
+        def shared(part, number):
+            """Images of both domains, and masks: the same for discriminator and generator."""
+            if number not in common:
+                images = np.concatenate((part["source"][0], part["target"][0]))
+                masks = self.masks(len(images), "dropout adapt", *self._counters(phase, number))
+                common[number] = ms.Tensor.from_numpy(images), masks
+            return common[number]
+
+        def of_discriminator(part, number):
+            images, masks = shared(part, number)
+            return [images, self.domains, *masks[: self.trained.split]]
+
+        def of_generator(part, number):
+            images, masks = shared(part, number)
+            labels = ms.Tensor.from_numpy(part["source"][1])
+            probe = self._probe(phase, part["target"][0], strength, number)
+            return [images, labels, self.domains, reverse, entropy, *masks, *probe]
+
+        if not self.reversal:
+            discriminator = self.run(self.updates["discriminate"], phase, batch, of_discriminator)
+        total, scalars, more = self.run(self.updates["adapt"], phase, batch, of_generator)
+        if not self.reversal:
+            scalars = (scalars[0], discriminator[0], *scalars[2:4], *discriminator[1], *scalars[5:])
         names = ("class_loss", "domain_loss", "entropy", "class_accuracy", "domain_accuracy", "smoothness")
-        return {"loss": total, **dict(zip(names[: len(scalars)], scalars, strict=True))}
+        return {"loss": total, **dict(zip(names[: len(scalars)], scalars, strict=True)), **more}
 
-    def _probe(self, phase, shape, strength):
-        """(random start, weight) of virtual adversarial training; (None, None) if that is off.
-
-        Two arguments of the compiled step: a tuple would be a constant to the graph compiler, and every
-        step would compile anew.
-        """
+    def _probe(self, phase, target, strength, number):
+        """[target images, random start, weight] of virtual adversarial training; [] if that is off."""
         if self.smoothness is None:
-            return None, None
-        rng = noise.generator(
-            self.config.seed, f"virtual adversary {phase.name}", phase.step, self.device.rank
-        )
-        start = rng.standard_normal(shape, np.float32)
-        return ms.Tensor.from_numpy(start), ms.Tensor(self.config.vat_weight * strength, ms.float32)
+            return []
+        counters = self._counters(phase, number)
+        rng = noise.generator(self.config.seed, f"virtual adversary {phase.name}", *counters)
+        start = rng.standard_normal(target.shape, np.float32)
+        weight = ms.Tensor(self.config.vat_weight * strength, ms.float32)
+        return [ms.Tensor.from_numpy(target), ms.Tensor.from_numpy(start), weight]
 
-    def state(self):
-        """Networks and optimizers by name."""
-        optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
-        refinement = self.refinement.state() if self.refinement else {}
-        return {
-            "network": self.network,
-            "domain_classifier": self.domain_classifier,
-            **optimizers,
-            **refinement,
-        }
+    def _refine_step(self, phase, batch):
+        rate = self.config.lr_refine * self.factor(phase)
+        set_learning_rate(self.updates["refine"].optimizers["student"], rate)
+
+        def inputs(part, number):
+            (source, labels), (seen, _) = part["source"], part["target"]
+            target, counters = seen, self._counters(phase, number)
+            if self.strong is not None:
+                target = self.strong(seen, noise.generator(self.config.seed, "strong", *counters))
+            tensors = [ms.Tensor.from_numpy(array) for array in (source, labels, target, seen)]
+            return [*tensors, *self.masks(2 * len(labels), "dropout refine", *counters, network=self.student)]
+
+        total, scalars, more = self.run(self.updates["refine"], phase, batch, inputs)
+        self.teaching.update(phase.step + STEPS_BEFORE)
+        names = ("class_loss", "pseudo_loss", "pseudo_share", "class_accuracy")
+        return {"loss": total, **dict(zip(names, scalars, strict=True)), "lr": rate, **more}
+
+    # Validation, files and lines.
+
+    def _validation_logits(self, images):
+        features = self.network.features(images)
+        logits = self.network.classify(features)
+        seen = features if self.conditioning is None else self.conditioning(features, logits)
+        return logits, self.parts["domain_classifier"](seen)
+
+    def validate(self, phase):
+        """Class loss and accuracy on held-out source images, domain loss and accuracy on both domains."""
+        with evaluating(self.network, self.parts["domain_classifier"]):
+            return held_out.figures(
+                lambda images, side: self._validated(images), self.held_out, phase.name == "adapt"
+            )
 
     def published_files(self):
         """The two files that earlier users of this model know."""
         return {
             "best_backbone_t.ckpt": self.network.backbone,
-            "best_class_classifier.ckpt": self.network.class_classifier,
+            "best_class_classifier.ckpt": self.network.head,
         }
-
-    def features(self, images):
-        """(N, 3, 28, 28) -> backbone features (N, 800)."""
-        return self.network.backbone(images)
-
-    def validate(self, phase):
-        """Class loss and accuracy on held-out source images, domain loss and accuracy on both domains."""
-        return self.validation.figures(self.held_out, with_domains=phase.name == "adapt")
 
     def log_line(self, phase, values):
         """The line users of the published model grep; docs/architecture.md says what each term is."""

@@ -12,6 +12,13 @@ def _move(share, average, weight):
     return ops.assign(average, average + share * (weight - average))
 
 
+class Trainable:
+    """The weights of a network without its running statistics, for an average that keeps its own."""
+
+    def __init__(self, network):
+        self.get_parameters = network.trainable_params
+
+
 class Average:
     """Keeps `averaged` the moving average of `trained`, two networks of the same kind.
 

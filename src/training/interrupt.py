@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM while training: remembered until the step is done and its state is saved."""
 
-import os
 import signal
+
+from model_utils import interrupts
 
 
 class Stopped(Exception):
@@ -15,12 +16,16 @@ class Stopped(Exception):
 class Interrupt:
     """Remembers SIGINT or SIGTERM until the current step is done; a second one leaves at once.
 
-    MindSpore takes SIGINT for itself when it compiles or runs a graph, and turns it into SIGTERM; hence
-    `listen` before every step. After a Ctrl-C the exit status is 130 or 143, whichever got through.
+    So does a SIGINT while there is nothing to save, before `something_to_save` is set to True.
+
+    In a program that called `interrupts.guard` SIGINT comes through that module, at any moment. Elsewhere
+    MindSpore takes it for itself when it compiles or runs a graph, and turns it into SIGTERM; hence `listen`
+    before every step.
     """
 
     def __init__(self):
         self.number = None
+        self.something_to_save = False  # before that Ctrl-C leaves at once: compiling takes long
         self.previous = {}
 
     def __enter__(self):
@@ -35,8 +40,8 @@ class Interrupt:
             signal.signal(number, self._remember)
 
     def _remember(self, number, frame):
-        if self.number is not None:
-            os._exit(128 + number)
+        if self.number is not None or (number == signal.SIGINT and not self.something_to_save):
+            interrupts.leave(number)
         self.number = number  # no logging here: the signal may have come in the middle of a log line
 
     def __exit__(self, *_):

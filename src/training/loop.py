@@ -1,4 +1,4 @@
-"""The one training loop. It drives any `TrainCell` and never learns what a method does."""
+"""The one training loop. It drives any `Trainer` and never learns what a method does."""
 
 import contextlib
 import logging
@@ -9,32 +9,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-from mindspore import nn
 from tqdm import tqdm
 
 from model_utils import checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
-from model_utils.errors import UserError
+from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
 from src.evaluation import result
-from src.evaluation.evaluate import evaluator
-from src.train_cells import accuracy_lines
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
 log = logging.getLogger("run")
-
-
-def start_phase(cell, phase):
-    """Put every network of `cell` into training mode, then let the method prepare the phase.
-
-    MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
-    statistics, and a compiled step keeps the mode it was compiled in.
-    """
-    for part in cell.state().values():
-        if not isinstance(part, nn.Optimizer):
-            part.set_train(True)
-    cell.start_phase(phase)
 
 
 class Run:
@@ -49,8 +34,9 @@ class Run:
         self.trained_seconds = self.trained_samples = 0
         self.oracle = {}
         self.accuracies = None  # of the last evaluation
-        self.evaluator = evaluator(cell.network, config, device)
+        self.evaluator = cell.evaluator
         self.outbox = Outbox(config, enabled=device.is_main)
+        self._ranks, self._last_batch = range(device.world), None
         self.total_steps = sum(phase.steps for phase in cell.phases)
         if self.total_steps == 0:
             raise UserError(
@@ -91,6 +77,7 @@ class Run:
             "trained": [self.trained_samples, self.trained_seconds],
             "oracle": self.oracle,
             "processes": self.device.world,
+            "classes": list(self.cell.task.classes),
             "config": self.config.as_dict(),
         }
 
@@ -122,6 +109,7 @@ class Run:
     def train(self, metrics, interrupt):
         """All phases from the current step on."""
         begin = 0
+        interrupt.something_to_save = self.device.world > 1  # all ranks must stop at the same step
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -133,46 +121,80 @@ class Run:
             for phase in self.cell.phases:
                 if self.step < begin + phase.steps:
                     phase.step = self.step - begin  # 0 unless the run resumes inside the phase
-                    start_phase(self.cell, phase)
+                    self.cell.start_phase(phase)
                     bar.set_description(phase.name)
                 while self.step < begin + phase.steps:
                     interrupt.listen()
-                    self._step(phase, self.step - begin, metrics)
+                    number = self._step(phase, self.step - begin, metrics, interrupt)
                     bar.update()
-                    number = self._agreed(interrupt)
                     if number is not None:
                         log.info("%s: saving; once more leaves at once", signal.Signals(number).name)
                         self.save(required=True)
                         raise Stopped(number)
                 begin += phase.steps
 
-    def _agreed(self, interrupt):
-        """The signal to stop for, or None; the same on all ranks, whenever it reaches each of them."""
-        if self.device.world == 1:
-            return interrupt.number
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        counts = self.device.all_sum(*(float(interrupt.number == number) for number in numbers))
-        return next((number for number, count in zip(numbers, counts, strict=True) if count), None)
+    def _agreed(self, interrupt, failure):
+        """The signal to stop for, or None; the same on all ranks, whenever it reaches each of them.
 
-    def _step(self, phase, step, metrics):
+        In the same message the ranks tell each other whether a step failed. Raises this rank's own
+        `failure`, or PeerError where only others failed.
+        """
+        if self.device.world > 1:
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            signals = [float(interrupt.number == number) for number in numbers]
+            failed = [float(failure is not None and rank == self.device.rank) for rank in self._ranks]
+            counts = self.device.all_sum(*signals, *failed)
+            ranks = [str(rank) for rank in self._ranks if counts[len(numbers) + rank]]
+            if ranks and failure is None:
+                raise PeerError(f"stopped because of an error on rank {', '.join(ranks)}")
+            number = next((number for number, count in zip(numbers, counts, strict=False) if count), None)
+        else:
+            number = interrupt.number
+        if failure is not None:
+            raise failure
+        return number
+
+    def _batch(self, phase, step):
+        """(batch, None), or where it can't be had (the batch before, the error) with several processes.
+
+        The other ranks wait for this one inside the step, so it has to take part once more. What comes of it
+        is thrown away: `_agreed` stops all ranks before anything is saved.
+        """
+        if self.device.world == 1:
+            return phase.batch(step), None
+        first = self._last_batch is None or self._last_batch[0] is not phase
+        try:
+            with self.device.together() if first else contextlib.nullcontext():
+                self._last_batch = phase, phase.batch(step)
+        except Exception as error:
+            if first:
+                raise
+            return self._last_batch[1], error
+        return self._last_batch[1], None
+
+    def _step(self, phase, step, metrics, interrupt):
+        """One step and what is due after it; returns the signal to stop for, or None."""
         phase.step = step
         begun = time.perf_counter()
-        batch = phase.batch(step)
+        batch, failure = self._batch(phase, step)
         values = self.cell.train_step(phase, batch)
         loss = float(values["loss"])
-        if not math.isfinite(loss):
-            self._stop_non_finite(phase, f"the loss became {loss}")
+        if failure is None and not math.isfinite(loss):
+            failure = self._non_finite(phase, f"the loss became {loss}")
+        number = self._agreed(interrupt, failure)
         self.trained_seconds += time.perf_counter() - begun
         self.trained_samples += sum(len(images) for images, _ in batch.values()) * self.device.world
         if self.step == 0:
             log.info("first training step done %.1f s after the start", self.seconds())
         self.step += 1
+        interrupt.something_to_save = True
         epoch_ends = (step + 1) % phase.steps_per_epoch == 0 or step + 1 == phase.steps
         if step % self.config.log_interval == 0 or epoch_ends:
             values = {name: float(value) for name, value in values.items()}
             log.info(self.cell.log_line(phase, values))
             metrics.write("train", self.step, values, phase=phase.name, seconds=self.seconds())
         self._evaluate_and_save(phase, epoch_ends, metrics)
+        return number if self.device.world > 1 else interrupt.number
 
     def _saves(self, phase, epoch_ends):
         """Whether a checkpoint is due after this step, which is the last of its epoch or not."""
@@ -186,7 +208,8 @@ class Run:
         interval, last = self.config.eval_interval, self.step == self.total_steps
         saves = last or self._saves(phase, epoch_ends)
         if saves:
-            self._check_finite_weights(phase)
+            with self.device.together():
+                self._check_finite_weights(phase)
         if last or (self.step % interval == 0 if interval else epoch_ends):
             self.evaluate(phase, metrics)
         if saves:
@@ -196,14 +219,15 @@ class Run:
         """The loss of a step is that of the weights before it; what is saved are those after it."""
         for parameter in self.cell.network.get_parameters():
             if not np.isfinite(parameter.asnumpy()).all():
-                self._stop_non_finite(phase, f"{parameter.name} became infinite or not a number")
+                raise self._non_finite(phase, f"{parameter.name} became infinite or not a number")
 
-    def _stop_non_finite(self, phase, what):
+    def _non_finite(self, phase, what):
+        """The UserError for it, which names the last good checkpoint."""
         # A checkpoint written after the last finite loss holds the weights that gave the one that is not.
         now = checkpoint.step_path(self.output_dir, self.step)
         good = [path for path in checkpoint.listed(self.output_dir) if path < now]
         kept = f"the last good checkpoint is {good[0]}" if good else "there is no good checkpoint"
-        raise UserError(
+        return UserError(
             f"{what} in phase {phase.name}, step {phase.step + 1} of {phase.steps}; {kept}; "
             "start again with a lower learning rate and another --output_dir"
         )
@@ -223,7 +247,7 @@ class Run:
         metrics.write("test", self.step, named, phase=phase.name, seconds=seconds)
         shown = ", ".join(f"{domain} {value:.4f}" for domain, value in accuracies.items())
         log.info("step %d of %d, %.0f s: test accuracy %s", self.step, self.total_steps, seconds, shown)
-        for line in accuracy_lines(self.config.method, accuracies, top5):
+        for line in self.cell.accuracy_lines(accuracies, top5):
             log.info(line)
         self.accuracies = accuracies
 
@@ -239,6 +263,7 @@ class Run:
             samples_per_second=rate,
             oracle=self.oracle,
             top5=self.evaluator.top5_accuracy,
+            task=self.cell.task,
         )
 
 

@@ -4,6 +4,7 @@ import math
 
 ONE_CYCLE = "one_cycle"
 DECAY_MODES = ("cosine", "step", "poly", "constant", ONE_CYCLE)
+RATE_MODES = ("constant", ONE_CYCLE, "cosine")
 STEP_AT = (0.3, 0.6, 0.8)  # shares of all steps at which mode "step" divides the rate by ten
 
 
@@ -30,8 +31,10 @@ def one_cycle(step, steps, warm=0.3, start=1 / 25, end=1e-4):
 
 
 def schedule(name, step, steps):
-    """Factor of the learning rate at `step` (0-based) of `steps`; name: "constant" or "one_cycle"."""
-    return one_cycle(step, steps) if name == ONE_CYCLE else 1.0
+    """Factor of the learning rate at `step` (0-based) of `steps`; name: one of RATE_MODES, cosine ends at 0."""
+    if name == ONE_CYCLE:
+        return one_cycle(step, steps)
+    return 0.5 * (1.0 + math.cos(math.pi * step / max(1, steps))) if name == "cosine" else 1.0
 
 
 def warmup_and_decay(mode, step, steps, warmup_steps, lr_init, lr_max, lr_end):

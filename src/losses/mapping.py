@@ -1,4 +1,4 @@
-"""The losses of ADDA: source training, the discriminator, and one simultaneous update of both networks."""
+"""The losses of adversarial discriminative adaptation (ADDA). Networks are `networks.Classifier`."""
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -6,24 +6,37 @@ from mindspore import nn, ops
 from src.losses.classification import accuracy, cross_entropy, prediction_entropy
 
 TERMS = ("discriminator_loss", "mapping_loss", "class_loss", "entropy", "consistency", "domain_accuracy")
+HIDDEN = 500
 
 
-class SourceLoss(nn.Cell):
-    """Cross-entropy of the class logits (nats, mean over the batch) and their accuracy."""
+class Discriminator(nn.Cell):
+    """Class logits (N, K) -> domain logits (N, 2), column 0 source, column 1 target: 500-500-2, ReLU."""
 
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
+    def __init__(self, classes):
+        super().__init__()
+        self.fc1 = nn.Dense(classes, HIDDEN)
+        self.fc2 = nn.Dense(HIDDEN, HIDDEN)
+        self.fc3 = nn.Dense(HIDDEN, 2)
+        self.relu = nn.ReLU()
 
-    def construct(self, images, labels):
-        logits = self.network(images)
-        return cross_entropy(logits, labels), accuracy(logits, labels)
+    def construct(self, logits):
+        return self.fc3(self.relu(self.fc2(self.relu(self.fc1(logits)))))
+
+    def frozen(self, logits):
+        """The same values, in float32; gradients reach `logits` but none of this cell's parameters."""
+        x = ops.relu(_frozen_dense(logits, self.fc1.weight, self.fc1.bias))
+        x = ops.relu(_frozen_dense(x, self.fc2.weight, self.fc2.bias))
+        return _frozen_dense(x, self.fc3.weight, self.fc3.bias)
+
+
+def _frozen_dense(inputs, weight, bias):
+    return ops.matmul(inputs, ops.stop_gradient(weight).T) + ops.stop_gradient(bias)
 
 
 class DiscriminatorLoss(nn.Cell):
     """Cross-entropy of the domain logits over both batches (equation 7 of the paper), and their accuracy.
 
-    Inputs: class logits of source and target images, (N, 10) each, that get no gradient; domains, int32
+    Inputs: class logits of source and target images, (N, K) each, that get no gradient; domains, int32
     (2N,), N zeros, then N ones.
     """
 
@@ -33,7 +46,7 @@ class DiscriminatorLoss(nn.Cell):
 
     def construct(self, source_logits, target_logits, domains):
         rows = ops.stop_gradient(ops.concat((source_logits, target_logits)))
-        logits = self.discriminator(rows)
+        logits = ops.cast(self.discriminator(rows), ms.float32)
         return cross_entropy(logits, domains), accuracy(logits, domains)
 
 
@@ -46,7 +59,9 @@ class WarmUpLoss(nn.Cell):
         self.loss = DiscriminatorLoss(discriminator)
 
     def construct(self, source, target, domains):
-        return self.loss(self.source_network(source), self.network(target), domains)
+        source_logits = ops.cast(self.source_network(source), ms.float32)
+        loss, hits = self.loss(source_logits, ops.cast(self.network(target), ms.float32), domains)
+        return loss, (hits,)
 
 
 class AdaptLoss(nn.Cell):
@@ -58,27 +73,43 @@ class AdaptLoss(nn.Cell):
     (Grandvalet & Bengio 2004) and the cross-entropy of strongly augmented target images against the confident
     predictions of the target images themselves (Sohn et al. 2020, arXiv 2001.07685).
 
-    Inputs: source, target, strong: images (N, 1, 28, 28), `strong` being the augmented target; labels (N,);
+    Inputs: source, target, strong: images (N, C, S, S), `strong` being the augmented target; labels (N,);
     domains (2N,), zeros then ones; weights (4,): of mapping, class, entropy and consistency loss.
+
+    Args:
+        networks: (target network, frozen source network, discriminator).
+        joint: whether all that the target network sees goes through it as one batch.
+        use: which of "class", "entropy" and "consistency" are computed.
+        confidence: probability from which a prediction counts as confident.
 
     Returns the total and the scalars named in TERMS.
     """
 
-    def __init__(self, network, source_network, discriminator, config):
+    def __init__(self, networks, joint, use, confidence):
         super().__init__(auto_prefix=False)
-        self.network, self.source_network, self.discriminator = network, source_network, discriminator
-        self.discriminator_loss = DiscriminatorLoss(discriminator)
-        self.use_class, self.use_entropy = config.class_weight > 0, config.entropy_weight > 0
-        self.use_consistency, self.confidence = config.consistency_weight > 0, config.confidence
+        self.network, self.source_network, self.discriminator = networks
+        self.discriminator_loss = DiscriminatorLoss(self.discriminator)
+        self.use_class, self.use_entropy = "class" in use, "entropy" in use
+        self.use_consistency, self.confidence, self.joint = "consistency" in use, confidence, joint
+
+    def _logits(self, images):
+        return ops.cast(self.network(images), ms.float32)
 
     def _forward(self, source, target, strong):
-        """Logits of what is needed, target rows first, in one pass (there is no batch normalisation)."""
+        """Logits of what is needed, target rows first."""
         rows = (target,)
         if self.use_class:
             rows = rows + (source,)
         if self.use_consistency:
             rows = rows + (strong,)
-        return self.network(ops.concat(rows) if len(rows) > 1 else target)
+        if len(rows) == 1:
+            return self._logits(target)
+        if self.joint:
+            return self._logits(ops.concat(rows))
+        logits = ()
+        for images in rows:
+            logits += (self._logits(images),)
+        return ops.concat(logits)
 
     def _consistency(self, weak_logits, strong_logits):
         probabilities = ops.stop_gradient(ops.softmax(weak_logits, 1))
@@ -90,10 +121,10 @@ class AdaptLoss(nn.Cell):
         half = labels.shape[0]
         logits = self._forward(source, target, strong)
         target_logits = logits[:half]
-        discriminator_loss, domain_accuracy = self.discriminator_loss(
-            self.source_network(source), target_logits, domains
-        )
-        mapping_loss = cross_entropy(self.discriminator.frozen(target_logits), domains[:half])
+        frozen = ops.cast(self.source_network(source), ms.float32)
+        discriminator_loss, domain_accuracy = self.discriminator_loss(frozen, target_logits, domains)
+        fooled = ops.cast(self.discriminator.frozen(target_logits), ms.float32)
+        mapping_loss = cross_entropy(fooled, domains[:half])
         class_loss = entropy = consistency = ops.zeros_like(mapping_loss)
         if self.use_class:
             class_loss = cross_entropy(logits[half : 2 * half], labels)

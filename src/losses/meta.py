@@ -1,4 +1,4 @@
-"""The compiled parts of MASF's step: loss cells, clipping, and the buffers between them."""
+"""The meta-gradient of MASF: loss cells, clipping, and the buffers between the compiled parts of a step."""
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -8,40 +8,47 @@ from src.training.optim import dot
 
 
 class TaskLoss(nn.Cell):
-    """Mean cross-entropy of the meta-train domains' images (N, C, H, W)."""
+    """Mean cross-entropy of the meta-train domains' images (N, C, S, S), times `scale`."""
 
-    def __init__(self, network):
+    def __init__(self, network, scale=1.0):
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.network, self.scale = network, scale
 
     def construct(self, images, labels, *masks):
-        return episodic.task_loss(self.network(images, *masks), labels)
+        logits = ops.cast(self.network(images, *masks), ms.float32)
+        loss = episodic.task_loss(logits, labels)
+        return loss if self.scale == 1.0 else loss * self.scale
 
 
 class MetaLoss(nn.Cell):
     """Global and local loss over all domains, the meta-test domain last: (sum to differentiate, the two).
 
-    The sum's gradient is that of global_weight·global + local_weight·local with respect to the network, and
-    that of the local loss with respect to the metric network, which has its own learning rate.
+    The sum's gradient with respect to the network is that of global_weight·global + local_weight·local, and
+    with respect to the metric network, which has its own learning rate, that of the local loss; both times
+    `scale`.
     """
 
-    def __init__(self, network, metric, count, config):
+    def __init__(self, network, metric, count, config, scale=1.0):
         super().__init__(auto_prefix=False)
-        self.network, self.metric, self.count = network, metric, count
-        self.share = config.meta_batch_size // count
+        self.network, self.metric, self.count, self.scale = network, metric, count, scale
+        self.share, self.split = config.meta_batch_size // count, network.split
         self.temperature, self.margin = config.temperature, config.margin
         self.global_weight, self.local_weight = config.global_weight, config.local_weight
 
     def construct(self, images, labels, *masks):
-        features, logits = self.network.features_and_logits(images, *masks)
+        features = ops.cast(self.network.features(images, *masks[: self.split]), ms.float32)
+        logits = ops.cast(self.network.classify(features, *masks[self.split :]), ms.float32)
         aligned = episodic.global_loss(logits, labels, self.count, self.temperature)
         # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
         features = episodic.share_of_each(features, self.count, self.share)
-        # The value as it is, of the gradient the weighted share: φ above it gets the whole.
+        # The value stays; the gradient for the network is scaled by local_weight, the metric network's is
+        # not.
         features = self.local_weight * features + (1.0 - self.local_weight) * ops.stop_gradient(features)
         chosen = episodic.share_of_each(labels, self.count, self.share)
-        local = episodic.semi_hard_triplet_loss(self.metric(features), chosen, self.margin)
-        return self.global_weight * aligned + local, aligned, local
+        embeddings = ops.cast(self.metric(features), ms.float32)
+        local = episodic.semi_hard_triplet_loss(embeddings, chosen, self.margin)
+        total = self.global_weight * aligned + local
+        return (total if self.scale == 1.0 else total * self.scale), aligned, local
 
 
 def clip_each(gradients, limit):

@@ -1,20 +1,32 @@
-"""docs/keys.md, every configuration key in tables: python -m model_utils.key_tables [--check]
+"""docs/keys.md, every configuration key in tables: python -m src.setup.key_tables [--check]
 
 Written from the keys themselves, so that the page can't say something else than `--help`. `--check` writes
 nothing and fails if the page is not what the keys give.
 """
 
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
 import argparse
+import dataclasses
+import sys
 
 from model_utils import cli
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
+from model_utils.keys import COMMON
+from src import networks
+from src.data import keys
+from src.train_cells import find_method, method_names
+from src.training import trainer
 
 PAGE = ROOT / "docs" / "keys.md"
 INTRODUCTION = """# Configuration keys
 
-Written by `python -m model_utils.key_tables`; `python train.py --help` shows the same for one experiment. A
+Written by `python -m src.setup.key_tables`; `python train.py --help` shows the same for one experiment. A
 method's defaults are the published recipe; `config.yaml` and `configs/*.yaml` hold what we recommend. Order:
 `config.yaml`, then `--config FILE`, then the command line.
 """
@@ -32,15 +44,29 @@ def _table(keys):
 
 def page():
     """The text of docs/keys.md."""
-    from model_utils.keys import COMMON
-    from src.train_cells import find_method, method_names
-
-    parts = [INTRODUCTION, "## All methods\n", _table(COMMON)]
+    shared = {**keys.KEYS, **networks.keys(), **trainer.keys()}
+    parts = [INTRODUCTION, "## Every experiment\n", _table(COMMON)]
+    for title, table in (
+        ("Data", keys.KEYS),
+        ("Network", networks.keys()),
+        ("Training", trainer.keys()),
+    ):
+        parts += [f"\n## {title}\n", "Keys of every method and network.\n", _table(table)]
+    for module in networks.modules():
+        if own := networks.family(module).keys:
+            parts += [f"\n## Networks `{module}…`\n", _table(own)]
     for name in method_names():
         method = find_method(name)
-        title = method.__doc__.strip().splitlines()[0].rstrip(".")
+        title = sys.modules[method.__module__].__doc__.strip().splitlines()[0].rstrip(".")
+        changed = {key: dataclasses.replace(shared[key], default=v) for key, v in method.DEFAULTS.items()}
         parts += [f"\n## `method: {name}`\n", f"{title}.\n", _table(method.KEYS)]
+        parts += ["\nDefaults of other keys:\n", _defaults(changed)]
     return "\n".join(parts) + "\n"
+
+
+def _defaults(changed):
+    shown = (f"`{name}: {str(key.default).lower() if key.default is True else key.default}`" for name, key in changed.items())
+    return ", ".join(shown) + "."
 
 
 def main():
@@ -52,7 +78,7 @@ def main():
         with atomic(PAGE) as temporary:
             temporary.write_text(text, encoding="utf-8")
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        raise UserError("docs/keys.md is not what the keys give; run python -m model_utils.key_tables")
+        raise UserError("docs/keys.md is not what the keys give; run python -m src.setup.key_tables")
     print(f"{PAGE.relative_to(ROOT)}: {text.count('| `')} keys")
 
 

@@ -1,0 +1,80 @@
+"""A trained network out of a checkpoint, with the names of its classes: what evaluation, export and inference
+need.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from model_utils import checkpoint
+from model_utils.errors import UserError
+from src import networks
+
+log = logging.getLogger("run")
+
+
+@dataclasses.dataclass
+class Trained:
+    """A network with trained weights.
+
+    Attributes:
+        network: `networks.Classifier`.
+        names: the names of its classes in the order of the logits, or None where an old checkpoint has none.
+        path: the file, or the files, in words.
+    """
+
+    network: object
+    names: tuple | None
+    path: str
+
+    @property
+    def classes(self):
+        """What `tasks.open_task` takes: the names, or where nobody knows them their number."""
+        return self.names or self.network.classes
+
+
+def load(settings, path):
+    """The network of a training checkpoint, a network checkpoint, or the newest one of a run's folder.
+
+    Raises:
+        UserError: as `checkpoint.read` and `checkpoint.fill` do, and for values that are not finite.
+    """
+    path = Path(path)
+    path, values, meta = checkpoint.newest(path) if path.is_dir() else (path, *checkpoint.read(path))
+    values = {name: value for name, value in values.items() if checkpoint.PREFIXED not in name}
+    checkpoint.check_finite(values, path)
+    network = networks.build(settings, networks.class_count(settings, values))
+    parameters = {p.name: p for p in network.get_parameters()}
+    checkpoint.fill(parameters, values, "network", f"checkpoint {path}")
+    return Trained(network, _names(meta, network.classes, path), str(path))
+
+
+def load_parts(settings, method):
+    """The network whose parts are given in several files (`Trainer.published_parts`), or None if none is
+    given.
+    """
+    network = networks.build(settings, settings.num_classes or networks.DIGITS)
+    parts = method.published_parts(network, settings)
+    given = {key: (part, path) for key, (part, path) in parts.items() if path}
+    if not given:
+        return None
+    if settings.ckpt_path:
+        raise UserError(f"give either ckpt_path or {' and '.join(parts)}, not both")
+    missing = [key for key in parts if key not in given]
+    if missing:
+        raise UserError(f"{', '.join(given)} needs {' and '.join(missing)} as well")
+    for key, (part, path) in given.items():
+        checkpoint.load_cell(part, path, key)
+    return Trained(network, None, ", ".join(path for _, path in given.values()))
+
+
+def _names(meta, count, path):
+    """The class names stored in a checkpoint; None, and a line that says so, where there are none."""
+    names = meta.get("classes") if isinstance(meta, dict) else None
+    if names is None:
+        log.info("%s does not name its classes: only their number, %d, is checked", path, count)
+        return None
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not good or len(names) != count or len(set(names)) != count:
+        raise UserError(f"checkpoint {path}: the class names stored in it are damaged; use another one")
+    return tuple(names)

@@ -1,0 +1,93 @@
+"""Initial weights of a network: what ships with a dependency, a checkpoint of ours, or the authors' own file."""
+
+import logging
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from model_utils import checkpoint
+from model_utils.errors import UserError
+from src import networks
+
+log = logging.getLogger("run")
+
+AUTO, NONE = "auto", "none"
+
+
+def load_initial(network, config):
+    """Fill `network`, a Classifier, as the key `pretrained` says; nothing where a run is resumed.
+
+    With another number of classes, or with a bottleneck, the class head stays a new one; one line says so.
+
+    Raises:
+        UserError: no such file, or it does not fit; nothing was changed then.
+    """
+    wanted = config.pretrained
+    if config.resume or wanted.lower() == NONE or not wanted:
+        return
+    family, variant = networks.find(config.network)
+    if wanted.lower() == AUTO:
+        values = family.packaged(variant)
+        if values is None:
+            log.info("pretrained: none ship with network %s; initial weights are random", config.network)
+            return
+        fill(network, values, f"the packaged weights of {config.network}")
+        return
+    path = Path(wanted)
+    if path.suffix == ".ckpt" or path.is_dir():
+        values, where = _of_checkpoint(path)
+        if not set(values) & {p.name for p in network.backbone.get_parameters()}:
+            values = family.read_published(variant, path, network)
+    else:
+        values, where = family.read_published(variant, path, network), str(path)
+    fill(network, values, where)
+
+
+def _of_checkpoint(path):
+    """({name: array} of the network, which file it was) of a checkpoint or run folder."""
+    if path.is_dir():
+        path, values, _ = checkpoint.newest(path)
+    else:
+        values, _ = checkpoint.read(path)
+    return {n: v for n, v in values.items() if checkpoint.PREFIXED not in n}, f"checkpoint {path}"
+
+
+def fill(network, values, where):
+    """Copy {name: array} into a Classifier: the backbone whole, bottleneck and head where they fit.
+
+    Raises:
+        UserError: the backbone's names or shapes are others, or a value is not finite; nothing was changed
+            then.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"pretrained: {where}: {name} is infinite or not a number; use another file")
+    backbone = {p.name: p for p in network.backbone.get_parameters()}
+    own = {n: v for n, v in values.items() if n in backbone}
+    behind = {p.name: p for p in network.get_parameters() if p.name not in backbone}
+    strange = {n: v for n, v in values.items() if n not in backbone and n not in behind}
+    if strange and not _head_only(strange, network):
+        own |= strange  # so that the message below lists them
+    checkpoint.fill(backbone, own, "network's backbone", where)
+    rest = {n: v for n, v in values.items() if n in behind}
+    if behind.keys() == rest.keys() and all(rest[n].shape == tuple(behind[n].shape) for n in rest):
+        for name, parameter in behind.items():
+            ops.assign(parameter, ms.Tensor(rest[name], parameter.dtype))
+        log.info("starting from the weights of %s", where)
+        return
+    before = next((v.shape[0] for n, v in values.items() if n not in own and v.ndim == 2), None)
+    had = f"its class head of {before} classes is" if before else "it has no class head that fits: ours is"
+    log.info(
+        "starting from the weights of %s; %s a new one of %d classes",
+        where,
+        had.replace("is", "is replaced by", 1) if before else had,
+        network.classes,
+    )
+
+
+def _head_only(strange, network):
+    """Whether names that the network lacks can only be those of a class head or bottleneck of another kind."""
+    prefixes = (*network.head_prefixes, "bottleneck.")
+    return all(name.startswith(prefixes) for name in strange)

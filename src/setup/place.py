@@ -1,0 +1,19 @@
+"""Where a program computes: the device of model_utils, with the CPU operators of src/ops."""
+
+from model_utils import device
+from src import ops
+
+
+def set_up(config):
+    """The Device of this process; call once, before any network is built. Raises as `device.setup` does."""
+    return device.setup(config, _prepare_cpu)
+
+
+def _prepare_cpu(config, one_of_several):
+    """CPU settings of this process; returns a line that says which convolution is in use."""
+    # The operator holds batch normalisations inside, where another process's sums cannot come in.
+    joined = config.sync_bn and one_of_several
+    if config.cpu_operator and not joined:
+        return ops.prepare()
+    ops.tune_plain()
+    return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"

@@ -1,0 +1,424 @@
+"""What every method's training needs: networks, optimizers, masks, mixed precision, accumulation, averages,
+state.
+
+A method is a subclass of `Trainer` in src/train_cells/<method>.py. It says which parts it trains, in which
+phases, from which roles of the data, with which losses; see `Trainer` for what it has to define. The loop
+(loop.py) drives it.
+"""
+
+import dataclasses
+import logging
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from model_utils import noise
+from model_utils.errors import UserError
+from model_utils.key import Key
+from src import networks
+from src.evaluation.evaluate import Evaluator
+from src.networks.pretrained import load_initial
+from src.ops import accelerate
+from src.training import optim, precision
+from src.training.averaging import Average
+from src.training.batch_norm import has_batch_norm, set_frozen
+from src.training.schedules import RATE_MODES, schedule
+from src.training.update import Update
+
+log = logging.getLogger("run")
+
+OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that has the backbone alone
+
+
+def keys():
+    """The keys of every method's training."""
+    return {
+        "optimizer": Key("adam", "SGD with momentum, or Adam", choices=("momentum", "adam")),
+        "momentum": Key(0.9, "momentum of optimizer momentum", low=0, below=1),
+        "weight_decay": Key(1e-5, "L2 penalty of the weights", low=0, below=1),
+        "weight_decay_on": Key(
+            "weights",
+            "weights: not on biases and batch normalisations; all: on every parameter",
+            choices=("weights", "all"),
+        ),
+        "lr_schedule": Key(
+            "constant", "learning rate over a phase: constant, one_cycle, or cosine to 0", choices=RATE_MODES
+        ),
+        "backbone_lr_factor": Key(
+            1.0, "learning rate of the backbone as a share of the others'", low=0, high=1
+        ),
+        "amp_level": Key(
+            "O0",
+            "float16 in training: O0 nowhere, O1 in convolutions and dense layers, O2 in all but batch "
+            "normalisation, O3 everywhere; weights, evaluation and export stay float32",
+            choices=precision.LEVELS,
+        ),
+        "loss_scale": Key(
+            1024.0, "factor of the loss at O1 to O3 (dynamic: at first); not used at O0", low=1
+        ),
+        "loss_scale_mode": Key(
+            "static",
+            "dynamic: gradients that overflow are skipped and halve the scale, 1000 good steps double it",
+            choices=("static", "dynamic"),
+        ),
+        "gradient_accumulation": Key(1, "batches whose gradients are averaged for one step", low=1),
+        "clip_grad_norm": Key(0.0, "largest Euclidean norm of all gradients together; 0: no limit", low=0),
+        "ema_decay": Key(0.0, "decay of the average of weights that is evaluated; 0: none", low=0, below=1),
+    }
+
+
+@dataclasses.dataclass
+class Phase:
+    """One stage of training, e.g. source-only pre-training.
+
+    Attributes:
+        name: shown in logs and stored in checkpoints.
+        steps: how many training steps it takes.
+        steps_per_epoch: how many of them make an epoch (logging, evaluation, checkpoints).
+        loaders: {domain: loader}; `loader.batch(step)` gives that step's (images, labels), a pure
+            function of the step, so that a resumed run needs no iterator state.
+        step: the step being trained, 0-based; the loop sets it before `start_phase` and every `train_step`.
+    """
+
+    name: str
+    steps: int
+    steps_per_epoch: int
+    loaders: dict
+    step: int = 0
+
+    def batch(self, step):
+        """{domain: (images, labels)} of one step; labels are None where a method must not see them."""
+        return {domain: loader.batch(step) for domain, loader in self.loaders.items()}
+
+
+class Trainer:
+    """The base of every method: what the training loop drives.
+
+    A subclass sets KEYS, DEFAULTS and ALIASES and overrides `prepare` and `train_step`; the other methods
+    where it has something to say. A plain class on purpose: an nn.Cell that owned both networks and
+    optimizers would rename their parameters, and checkpoints would differ before and after training.
+
+    Args:
+        config: the resolved configuration.
+        device: `model_utils.device.Device`; gradients are averaged over its ranks.
+        task: `src.data.tasks.Task`: the domains, by role.
+
+    Attributes:
+        network: `networks.Classifier`, images -> logits: what is evaluated, exported and saved.
+        trained: what gradients are taken through: `network` itself, a float16 tree over the same weights, or
+            with `ema_decay` a network of its own, whose average `network` is.
+        phases: list of Phase, trained in order.
+        parts: {name: nn.Cell} of further networks that the method trains (`add_part`).
+        updates: {name: Update}, the gradient steps (`add_update`).
+        evaluator: counts what `network` predicts; compiled once for tests and held-out images.
+    """
+
+    KEYS = {}  # configuration keys of this method alone
+    DEFAULTS = {}  # {key of every method: this method's default}
+    ALIASES = {}  # {name that users of the published code know: key it stands for, or an Alias}
+    LEAST_SOURCES = 1  # labelled domains that the method needs
+    COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
+    OWN_STEP = ()  # keys of every method that do not apply to this one's step
+
+    def __init__(self, config, device, task):
+        self.config, self.device, self.task = config, device, task
+        self._refuse_keys()
+        self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
+        self.plan()
+        self.network = networks.build(config, len(task.classes))
+        load_initial(self.network, config)
+        if config.freeze_backbone:
+            for parameter in self.network.backbone.get_parameters():
+                parameter.requires_grad = False
+        self._check_batch()
+        self.dynamic = config.amp_level != "O0" and config.loss_scale_mode == "dynamic"
+        self.loss_scale = precision.LossScale(config.loss_scale if config.amp_level != "O0" else 1.0)
+        self.trained = self._trained_network()
+        self.evaluator = Evaluator(self.network, config, device, self.COUNTS_TOP5)
+        self.prepare()
+
+    # What a method defines.
+
+    def plan(self):
+        """Set `phases` from `task`, before any network is built."""
+        raise NotImplementedError
+
+    def prepare(self):
+        """Add parts and updates; `network` and `trained` exist."""
+        raise NotImplementedError
+
+    def train_step(self, phase, batch):
+        """One update from `batch`; returns scalar Tensors or floats by name, "loss" among them."""
+        raise NotImplementedError
+
+    def begin_phase(self, phase):
+        """Called before a phase's first step (`phase.step` is 0), and when a run resumes inside it (> 0)."""
+
+    def validate(self, phase):
+        """Scalars on held-out training data, by name; never anything that reads a target label."""
+        return {}
+
+    def published_files(self):
+        """{file name: nn.Cell} written beside the last checkpoint, under the names users know."""
+        return {}
+
+    @staticmethod
+    def published_parts(network, config):
+        """{configuration key: (cell, file given)} of checkpoints in several files, as earlier releases wrote
+        them.
+        """
+        return {}
+
+    @staticmethod
+    def accuracy_lines(top1, top5):
+        """Lines an evaluation prints beside the common one, from {domain: accuracy}."""
+        return []
+
+    def log_line(self, phase, values):
+        """The plain line logged for a step: `values` holds what `train_step` returned, as floats."""
+        shown = ", ".join(f"{name}: {value:.6f}" for name, value in values.items())
+        epoch, step = divmod(phase.step, phase.steps_per_epoch)
+        return f"{phase.name} epoch: {epoch}, [iter: {step + 1} / all {phase.steps_per_epoch}], {shown}"
+
+    # What the loop calls beside those.
+
+    def start_phase(self, phase):
+        """Every network into training mode, but for what is frozen; then the method's own preparation.
+
+        MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
+        statistics, and a compiled step keeps the mode it was compiled in.
+        """
+        for cell in self.state().values():
+            if not isinstance(cell, nn.Optimizer):
+                cell.set_train(True)
+        self.freeze_statistics(self.trained)
+        self.begin_phase(phase)
+
+    def state(self):
+        """{name: nn.Cell} of every network and optimizer: what a resumed run needs."""
+        trained = {} if self.trained is self.network else {"trained": self.trained}
+        optimizers = {}
+        for update in self.updates.values():
+            optimizers |= {f"optimizer_{name}": optimizer for name, optimizer in update.optimizers.items()}
+        return {
+            "network": self.network,
+            **trained,
+            **self.parts,
+            **optimizers,
+            "loss_scale": self.loss_scale,
+        }
+
+    def features(self, images):
+        """(N, C, S, S) -> features (N, feature_size) of `network`, for --plot_features."""
+        return self.network.features(images)
+
+    # What methods use.
+
+    @property
+    def preparation(self):
+        """How images are prepared for the network."""
+        return networks.preparation(self.config)
+
+    def add_part(self, name, cell):
+        """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
+        accelerate(cell)
+        cell.update_parameters_name(f"{name}.")
+        self.parts[name] = precision.lower(cell, self.config.amp_level)
+        return cell
+
+    def weights(self, *names):
+        """ParameterTuple of trainable parameters: "backbone", "head" (with the bottleneck), or parts by name."""
+        own = {"backbone": [self.trained.backbone], "head": [self.trained.head]}
+        if self.trained.neck is not None:
+            own["head"].insert(0, self.trained.neck)
+        cells = [cell for name in names for cell in (own.get(name) or [self.parts[name]])]
+        return ms.ParameterTuple([p for cell in cells for p in cell.trainable_params()])
+
+    def add_update(self, name, loss, optimizers, added=None):
+        """Register a gradient step; see `Update`.
+
+        Args:
+            name: of the update.
+            loss: nn.Cell, inputs -> (total, scalars).
+            optimizers: {name: optimizer}, in the order of their parameters in the gradient; one that another
+                update has may be given again.
+            added: None, or what adds further gradients, see `Update`.
+        """
+        self.updates[name] = Update(self, loss, optimizers, added)
+        return self.updates[name]
+
+    def new_optimizer(self, name, weights, rate, **changes):
+        """An optimizer as the configuration says; None if nothing is trained. changes: beta1, weight_decay."""
+        config = self.config
+        if not len(weights):
+            return None
+        decay = changes.get("weight_decay", config.weight_decay)
+        groups, plain = weights, decay
+        if config.weight_decay_on == "weights":
+            groups, plain = optim.decay_groups(weights, decay), 0.0
+        if config.optimizer == "adam":
+            return optim.adam(f"adam_{name}", groups, rate, plain, changes.get("beta1", 0.9))
+        return optim.momentum(f"momentum_{name}", groups, rate, config.momentum, plain)
+
+    def network_optimizers(self, name, rate, **changes):
+        """{name: optimizer} of the whole network, or with another rate for the backbone one of each part."""
+        if self.config.backbone_lr_factor == 1.0:
+            weights = ms.ParameterTuple(self.trained.trainable_params())
+            return {name: self.new_optimizer(name, weights, rate, **changes)}
+        backbone = f"{name}{OF_BACKBONE}"
+        return {
+            backbone: self.new_optimizer(backbone, self.weights("backbone"), rate, **changes),
+            name: self.new_optimizer(name, self.weights("head"), rate, **changes),
+        }
+
+    def set_learning_rates(self, update, rate):
+        """Set the learning rate of an update's optimizers; a backbone's own one gets its share of it."""
+        for name, optimizer in update.optimizers.items():
+            slower = self.config.backbone_lr_factor if name.endswith(OF_BACKBONE) else 1.0
+            optim.set_learning_rate(optimizer, rate * slower)
+
+    def factor(self, phase):
+        """Factor of the learning rate at `phase.step`, by `lr_schedule`."""
+        return schedule(self.config.lr_schedule, phase.step, phase.steps)
+
+    def masks(self, rows, stream, *counters, network=None):
+        """The dropout masks of one pass over `rows` images, a list of Tensors in the order of
+        `Classifier.masks`.
+
+        stream, counters: what they are drawn for, and when (see model_utils/noise.py).
+        network: whose masks; `trained` if not given.
+        """
+        network = self.trained if network is None else network
+        if not network.masks:
+            return []
+        rng = noise.generator(self.config.seed, stream, *counters)
+        drawn = {}
+        for position in network.draw_order:
+            shape, rate = network.masks[position]
+            drawn[position] = ms.Tensor.from_numpy(noise.keep_mask(rng, (rows, *shape), rate))
+        return [drawn[position] for position in range(len(network.masks))]
+
+    def steps_before(self, phase):
+        """Training steps of the phases before this one."""
+        names = [known.name for known in self.phases]
+        return sum(known.steps for known in self.phases[: names.index(phase.name)])
+
+    def run(self, update, phase, batch, inputs):
+        """One step of `update`, in parts where gradients are accumulated; returns its scalars by position.
+
+        inputs: function (batch, number of the part) -> list of input Tensors of the update's loss.
+
+        Returns:
+            (total, scalars, values): the loss, what it returned beside, and gradient norm and loss scale by
+            name.
+        """
+        total, scalars, norm, finite = update.step(
+            [inputs(part, number) for number, part in enumerate(self._parts(batch))], self.loss_scale
+        )
+        values = {}
+        skipped = self.dynamic and self._adjust_scale(bool(finite), phase)
+        if self.dynamic:
+            values |= {"scale": float(self.loss_scale.scale), "skipped": float(self.loss_scale.skipped)}
+        if self.config.clip_grad_norm > 0 and not skipped:
+            values["gradient_norm"] = norm
+        if not skipped:
+            for average in self.averages:
+                average.update(self.steps_before(phase) + phase.step)
+        return total, scalars, values
+
+    @property
+    def smallest_batch(self):
+        """Images that a batch normalisation sees at least."""
+        return self.config.batch_size
+
+    @property
+    def loaded_batch(self):
+        """Images that a loader gives a step: batch_size times gradient_accumulation."""
+        return self.config.batch_size * self.config.gradient_accumulation
+
+    # Inside.
+
+    def _refuse_keys(self):
+        for name in self.OWN_STEP:
+            default = self.config.keys[name].default
+            if getattr(self.config, name) != default:
+                raise UserError(
+                    f"{name}: method {self.config.method} has a step of its own, to which this does not apply; "
+                    "leave it out"
+                )
+
+    def _check_batch(self):
+        config = self.config
+        normalises = has_batch_norm(self.network.head) or (
+            has_batch_norm(self.network.backbone)
+            and not config.freeze_backbone
+            and config.batch_norm != "frozen"
+        )
+        if self.smallest_batch < 2 and (normalises or config.bottleneck):
+            raise UserError("batch_size: batch normalisation needs at least 2 images; choose a larger one")
+
+    def _trained_network(self):
+        config, network = self.config, self.network
+        if not config.ema_decay and config.amp_level == "O0":
+            accelerate(network)
+            return network
+        trained = networks.build(config, len(self.task.classes))
+        if config.ema_decay:
+            for own, other in zip(trained.get_parameters(), network.get_parameters(), strict=True):
+                ops.assign(own, other)
+                own.requires_grad = other.requires_grad
+            # A network of its own: without a prefix its names would collide with the averaged one's.
+            trained.update_parameters_name("trained.")
+            self.averages.append(Average(trained, network, config.ema_decay, config))
+        else:
+            precision.share_parameters(network, trained)
+        accelerate(network)
+        if config.amp_level == "O0":
+            accelerate(trained)
+        return precision.lower(trained, config.amp_level)
+
+    def freeze_statistics(self, network):
+        """Put what `freeze_backbone` and `batch_norm: frozen` freeze of a network into evaluation mode."""
+        if self.config.freeze_backbone:
+            network.backbone.set_train(False)
+        elif self.config.batch_norm == "frozen":
+            set_frozen(network.backbone)
+
+    def _parts(self, batch):
+        """The batch cut into `gradient_accumulation` equal parts, domain by domain."""
+        count = self.config.gradient_accumulation
+        if count == 1:
+            return [batch]
+        return [{name: _rows(pair, number, count) for name, pair in batch.items()} for number in range(count)]
+
+    def _adjust_scale(self, finite, phase):
+        """Account for the step in the dynamic loss scale; whether its update was skipped."""
+        before = float(self.loss_scale.scale)
+        skipped = not finite and before > precision.SCALE_MIN
+        self.loss_scale.adjust(skipped)
+        if skipped:
+            log.info(
+                "step %d: gradients overflowed at loss scale %g and were left out (%d steps so far); now %g",
+                phase.step + 1,
+                before,
+                int(self.loss_scale.skipped),
+                float(self.loss_scale.scale),
+            )
+        return skipped
+
+
+def _rows(pair, number, count):
+    images, labels = pair
+    size, rest = divmod(len(images), count)
+    if rest:
+        raise ValueError(f"{len(images)} images can't be cut into {count} equal parts")
+    rows = slice(number * size, (number + 1) * size)
+    return images[rows], None if labels is None else labels[rows]
+
+
+def joined(batch):
+    """(images, labels) of all domains of a batch, one after the other, as Tensors."""
+    columns = zip(*batch.values(), strict=True)
+    images, labels = (np.concatenate(rows) if len(rows) > 1 else rows[0] for rows in columns)
+    return ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels)
