@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import pytest
 import yaml
 
+from model_utils.errors import UserError
 from src.setup import settings as experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +28,18 @@ quick = hypothesis.settings(
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
+
+
+def fails(call, *parts):
+    """`call` raises a UserError of one line with all `parts` in it; returns the line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message
+
 
 # The real commands on the data inside the dependencies, a handful of steps.
 DEMO = {

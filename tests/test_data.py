@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -37,17 +38,6 @@ def real(name):
     if not DATA_ROOT or not folder.is_dir():
         pytest.skip(f"DATA_ROOT has no {name}")
     return folder
-
-
-def fails(call, *parts):
-    """`call` raises a UserError of one line with all `parts` in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-    return message
 
 
 def digits(count, shape=(28, 28), seed=0):
@@ -92,7 +82,7 @@ def test_unknown_name_lists_data_sets_and_the_nearest():
     fails(lambda: load("mnsit", "", "train"), "mnsit", "did you mean 'mnist'", "svhn", "usps")
 
 
-@pytest.mark.parametrize("name", ["idx", "loader", "../mnist", "os", "", "split"])
+@pytest.mark.parametrize("name", ["idx", "loaders", "../mnist", "os", "", "split"])
 def test_helper_modules_are_not_data_sets(name):
     fails(lambda: load(name, "", "train"), "does not exist", "mnist")
 
@@ -322,14 +312,22 @@ def test_published_mnist_m(tmp_path, given_root):
     got = load("mnist_m", tmp_path / given_root, "train")
     assert got.images.shape == (12, 28, 28, 3) and got.images.dtype == np.uint8
     np.testing.assert_array_equal(got.labels, labels)
-    # Area averaging by hand: each of 28 cells covers 32/28 source pixels.
-    weights = np.zeros((28, 32))
-    for cell in range(28):
-        for pixel in range(32):
-            low, high = max(cell * 8 / 7, pixel), min((cell + 1) * 8 / 7, pixel + 1)
-            weights[cell, pixel] = max(0, high - low) * 7 / 8
-    expected = np.einsum("ih,nhwc,jw->nijc", weights, images.astype(float), weights)
-    assert np.abs(got.images - expected).max() <= 1
+    np.testing.assert_array_equal(got.images, images[:, 2:30, 2:30])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_real_published_mnist_m_has_the_geometry_of_create_mnistm(split):
+    """Inverting MNIST's digit back, as create_mnistm.py inverts it, leaves a smooth photograph."""
+    images = load("mnist_m", real("mnist_m_published"), split).images[:100]
+    masks = load("mnist", real("mnist"), split).images[:100] > 0
+
+    def roughness(moved):
+        photos = blend.invert(images.copy(), np.roll(masks, moved, (1, 2))).astype(int)
+        return sum(np.abs(np.diff(photos, axis=axis)).mean((1, 2, 3)) for axis in (1, 2))
+
+    moves = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    best = np.argmin([roughness(move) for move in moves], 0)
+    assert (best == moves.index((0, 0))).mean() > 0.95
 
 
 def test_published_mnist_m_of_28_pixels_is_left_alone(tmp_path):
@@ -348,14 +346,14 @@ def spoil(name, content):
 FIRST = "mnist_m_train/00000003.png"
 TEXT = "mnist_m_train_labels.txt"
 SPOILED = {
-    "missing image": (lambda f: (f / FIRST).unlink(), ("00000003.png", "missing")),
+    "missing image": (lambda f: (f / FIRST).unlink(), ("00000003.png", "No such file")),
     "truncated image": (spoil(FIRST, lambda d: d[:-20]), ("00000003.png", "truncated")),
     "damaged image": (spoil(FIRST, lambda d: d[:100] + b"?" + d[101:]), ("00000003.png", "checksum")),
     "not an image": (spoil(FIRST, lambda d: b"GIF89a"), ("00000003.png", "neither")),
     "bad line": (spoil(TEXT, lambda d: d + b"00000001.png\n"), (TEXT, "line 13")),
     "label 10": (spoil(TEXT, lambda d: d + b"00000001.png 10\n"), (TEXT, "line 13")),
     "climbing": (spoil(TEXT, lambda d: b"../../x.png 1\n" + d), (TEXT, "line 1:")),
-    "binary labels": (spoil(TEXT, lambda d: b"\xff\xfe"), (TEXT, "text file")),
+    "binary labels": (spoil(TEXT, lambda d: b"\xff\xfe"), (TEXT, "no text")),
     "empty labels": (spoil(TEXT, lambda d: b""), (TEXT, "no images")),
     "no labels": (lambda f: (f / TEXT).unlink(), (TEXT, "not found")),
 }
@@ -518,14 +516,7 @@ def libsvm_text(values, labels, sparse=False):
 
 
 def usps_expected(values):
-    """Bilinear enlargement of the rounded ink written as two matrices, half-pixel centres, edges repeated."""
-    centres = np.clip((np.arange(28) + 0.5) * 16 / 28 - 0.5, 0, 15)
-    low = np.minimum(centres.astype(int), 14)
-    weights = np.zeros((28, 16))
-    weights[np.arange(28), low] = 1 - (centres - low)
-    weights[np.arange(28), low + 1] += centres - low
-    ink = np.rint((values + 1) / 2 * 255).reshape(-1, 16, 16)
-    return np.einsum("ih,nhw,jw->nij", weights, ink, weights)
+    return np.rint((values + 1) / 2 * 255).reshape(-1, 16, 16)
 
 
 @pytest.mark.parametrize("form", ["usps", "usps.bz2", "sparse", "zip.train", "zip.train.gz"])
@@ -542,7 +533,7 @@ def test_usps_forms_agree(tmp_path, form):
     (tmp_path / ("usps" if form == "sparse" else form)).write_bytes(data)
     got = load("usps", tmp_path, "train")
     np.testing.assert_array_equal(got.labels, labels)
-    assert got.images.shape == (30, 28, 28) and got.images.dtype == np.uint8
+    assert got.images.shape == (30, 16, 16) and got.images.dtype == np.uint8
     assert np.abs(got.images - usps_expected(values)).max() <= 1
 
 
@@ -633,7 +624,7 @@ def test_real_usps():
     assert len(train.labels) == 7291 and len(test.labels) == 2007
     # Digit counts of the published set, 0 to 9.
     assert np.bincount(test.labels).tolist() == [359, 264, 198, 166, 200, 160, 170, 147, 166, 177]
-    assert train.images.min() == 0 and train.images.max() == 255
+    assert train.images.shape[1:] == (16, 16) and train.images.min() == 0 and train.images.max() == 255
     # The background is the most frequent value, and it is MNIST's.
     assert np.bincount(train.images.ravel()).argmax() == 0
 

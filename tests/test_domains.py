@@ -1,5 +1,6 @@
 """Sets of domains: who trains on what, and what is said about folders, lists and names that are wrong."""
 
+import functools
 import gzip
 import os
 import shutil
@@ -8,20 +9,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers import fails, quick
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model_utils.config import Config
 from model_utils.device import Device
-from model_utils.errors import UserError
+from model_utils.key import Key
 from model_utils.keys import COMMON
-from src.data import domain_folders, domains, idx, mnist, rotated
-from src.data.domain_set import divide, held_out_mask, stratified, thin_out
+from src.data import idx, mnist, rotated, sets, tasks
+from src.data.domains import divide, held_out_mask, stratified, thin_out
+from src.data.files import LeftOut
+from src.data.keys import keys
+from src.data.preparation import Preparation
 from src.data.split import Split
 
 DATA_ROOT = os.environ.get("DATA_ROOT")
 CPU = Device("CPU")
-KEYS = {**COMMON, **domains.keys()}
+KEYS = {**COMMON, **keys(domain_set="pacs"), "num_classes": Key(0, "")}
 PER_CLASS = 10
 CLASSES = ("cat", "dog", "emu")
 DOMAINS = ("ink", "oil", "pencil")
@@ -31,14 +36,21 @@ def configure(**changes):
     return Config({name: key.default for name, key in KEYS.items()}, KEYS).replace(**changes)
 
 
-def fails(call, *parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
-    return message
+def opened(settings, place=CPU, **more):
+    """The task of a run that generalises over two or more sources."""
+    return tasks.open_task(settings, place, **{"least_sources": 2, **more})
+
+
+def trained(settings, size=4, place=CPU, prepared=None, **more):
+    return opened(settings, place).labelled(prepared or Preparation(16), size, joined=False, **more)
+
+
+def evaluated(settings, place=CPU):
+    return opened(settings, place).test(Preparation(16))
+
+
+def kept_out(settings):
+    return opened(settings).held_out(Preparation(16), target=False)
 
 
 # Small data
@@ -69,7 +81,7 @@ def tree(tree_once, tmp_path):
 
 
 def folders(tree, **changes):
-    given = {"domain_set": "folders", "domains_image_root": tree, "target_domain": "oil", "image_size": 16}
+    given = {"domain_set": "folders", "domains_image_root": tree, "target_domain": "oil"}
     return configure(**{**given, **changes})
 
 
@@ -79,8 +91,14 @@ def all_of(loader):
     return np.rint(np.concatenate(images)[:, :, 0, 0] * 255).astype(int), np.concatenate(labels)
 
 
-def colours(split):
-    return {tuple(colour) for colour in split.images[:, 0, 0].tolist()}
+def colours(listing):
+    """The colours of a listing's pictures, which say what they are."""
+    return {tuple(cv2.imread(path)[0, 0, ::-1].tolist()) for path in listing.files}
+
+
+def domain(settings, name):
+    """One source domain of a set of folders."""
+    return sets.SETS[settings.domain_set](settings, LeftOut()).domain(name, target=False).rename(name)
 
 
 @pytest.fixture
@@ -99,7 +117,7 @@ def small_mnist(tmp_path):
 # Dividing
 
 
-@settings(max_examples=60, deadline=None)
+@quick
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0, 1), st.integers(0, 99))
 def test_a_share_is_taken_from_each_class_in_proportion(labels, share, seed):
     labels = np.array(labels)
@@ -174,26 +192,24 @@ def test_rotation_is_bilinear_about_the_centre(degrees):
 
 
 def test_rotated_mnist_gives_each_domain_a_sixth_of_its_own(small_mnist):
-    settings = configure(
-        domain_set="rotated_mnist", target_domain="0", mnist_image_root=small_mnist, holdout=0
-    )
-    domain_set = rotated.RotatedMnist(settings)
-    # The middle of an image of one grey value stays that value.
-    middles = [set(domain_set.train(name).images[:, 14, 14].tolist()) for name in domain_set.names]
-    assert [len(middle) for middle in middles] == [10] * 6
-    assert set().union(*middles) == set(range(1, 61))
-    tests = [set(domain_set.test(name).images[:, 14, 14].tolist()) for name in domain_set.names]
-    assert [len(middle) for middle in tests] == [2] * 6 and set().union(*tests) == set(range(1, 13))
-    assert set(domain_set.target_test("75").images[:, 14, 14].tolist()) == set(range(1, 13))
-    for name in domain_set.names:
-        split = domain_set.train(name)
-        assert ((split.images[:, 14, 14].astype(int) - 1) % 10 == split.labels).all()
+    made = rotated.RotatedMnist(configure(mnist_image_root=small_mnist))
+
+    def middles(split):  # the middle of an image of one grey value stays that value
+        return split.images[:, 14, 14].astype(int)
+
+    for split, count in (("train", 60), ("test", 12)):
+        parts = [middles(made.load(name, split)) for name in made.names]
+        assert [len(set(part)) for part in parts] == [count // 6] * 6
+        assert set(np.concatenate(parts)) == set(range(1, count + 1))
+    assert set(middles(made.target_test("75"))) == set(range(1, 13))
+    for name in made.names:
+        part = made.load(name, "train")
+        assert ((middles(part) - 1) % 10 == part.labels).all()
 
 
 def test_rotated_mnist_turns_each_domain_by_its_angle(small_mnist):
-    settings = configure(domain_set="rotated_mnist", target_domain="0", mnist_image_root=small_mnist)
-    domain_set = rotated.RotatedMnist(settings)
-    upright, oblique = domain_set.test("0").images[0], domain_set.test("45").images[0]
+    made = rotated.RotatedMnist(configure(mnist_image_root=small_mnist))
+    upright, oblique = made.load("0", "test").images[0], made.load("45", "test").images[0]
     assert (upright > 0).all()
     assert oblique[0, 0] == oblique[-1, -1] == 0  # the corners came from outside
     assert oblique[0, 14] > 0 and oblique[14, 14] > 0
@@ -201,10 +217,10 @@ def test_rotated_mnist_turns_each_domain_by_its_angle(small_mnist):
 
 def test_the_demo_needs_no_files_and_its_domains_share_no_training_digit(monkeypatch):
     monkeypatch.setattr(rotated, "rotate", lambda images, degrees: images)
-    demo = rotated.Demo(configure(domain_set="demo", holdout=0))
+    demo = rotated.Demo(configure())
     assert len(demo.names) >= 4
-    trained = [{image.tobytes() for image in demo.train(name).images} for name in demo.names]
-    tested = {image.tobytes() for image in demo.test("0").images}
+    trained = [{image.tobytes() for image in demo.load(name, "train").images} for name in demo.names]
+    tested = {image.tobytes() for image in demo.load("0", "test").images}
     assert all(len(part) > 200 for part in trained)
     for i, part in enumerate(trained):
         assert not part & tested
@@ -212,16 +228,12 @@ def test_the_demo_needs_no_files_and_its_domains_share_no_training_digit(monkeyp
 
 
 def test_digits_are_read_from_their_roots_and_hold_out_the_same_digits(small_mnist):
-    settings = configure(
-        domain_set="digits",
-        target_domain="usps",
-        mnist_image_root=small_mnist,
-        mnist_m_image_root=small_mnist,
-    )
-    domain_set = rotated.Digits(settings)
-    kept, held = domain_set.train("mnist"), domain_set.held_out("mnist")
-    assert (len(kept.labels), len(held.labels), len(domain_set.test("mnist").labels)) == (54, 6, 12)
-    fails(lambda: domain_set.train("mnist_m"), "MNIST-M", small_mnist)
+    roots = {"mnist_image_root": small_mnist, "mnist_m_image_root": small_mnist}
+    settings = configure(domain_set="digits", target_domain="usps", **roots)
+    first = domain(settings, "mnist")
+    kept, held = first.train(), first.held_out()
+    assert (len(kept.labels), len(held.labels), len(first.test().labels)) == (54, 6, 12)
+    fails(lambda: domain(settings, "mnist_m").train(), "MNIST-M", small_mnist)
     same, _ = divide(Split(kept.images, kept.labels), 0.5)
     again, _ = divide(Split(255 - kept.images, kept.labels), 0.5)
     np.testing.assert_array_equal(same.images, 255 - again.images)
@@ -233,102 +245,133 @@ def test_digits_are_read_from_their_roots_and_hold_out_the_same_digits(small_mni
 @pytest.mark.parametrize("target", ["0", "50"])
 def test_loaders_are_those_of_the_sources_in_a_fixed_order(target):
     settings = configure(domain_set="demo", target_domain=target)
-    loaders = domains.build_loaders(settings, CPU, 8)
+    loaders = trained(settings, 8, prepared=Preparation(28))
     expected = [name for name in rotated.Demo.names if name != target]
-    assert list(loaders) == expected == domains.source_domains(settings)
-    assert list(domains.held_out(settings, CPU)) == expected
-    assert list(domains.test_sets(settings, CPU)) == [*expected, target]
+    assert list(loaders) == list(kept_out(settings)) == expected
+    assert list(evaluated(settings)) == [*expected, target]
     for loader in loaders.values():
         images, labels = loader.batch(3)
         assert images.shape == (8, 3, 28, 28) and images.dtype == np.float32
         assert 0 <= images.min() and 0.5 < images.max() <= 1
         assert labels.dtype == np.int32 and labels.shape == (8,)
         np.testing.assert_array_equal(images, loader.batch(3)[0])
-    assert domains.class_count(settings) == 10 and domains.image_size(settings) == 28
+    assert opened(settings).classes == tuple("0123456789")
 
 
 def test_folders_hand_out_the_right_pictures_with_the_right_labels(tree):
     settings = folders(tree, holdout=0.2)
-    loaders = domains.build_loaders(settings, CPU, 24)
-    held, tests = domains.held_out(settings, CPU), domains.test_sets(settings, CPU)
+    loaders, held, tests = trained(settings, 24), kept_out(settings), evaluated(settings)
     assert list(loaders) == list(held) == ["ink", "pencil"] and list(tests) == ["ink", "pencil", "oil"]
     for name in ("ink", "pencil"):
         images, labels = loaders[name].batch(0)
-        trained = np.rint(images[:, :, 0, 0] * 255).astype(int)
-        assert (trained[:, 0] == 10 * DOMAINS.index(name)).all() and (trained[:, 1] == 50 * labels).all()
-        kept_out, held_labels = all_of(held[name])
-        assert np.bincount(held_labels).tolist() == [2, 2, 2] and (kept_out[:, 1] == 50 * held_labels).all()
-        assert not {tuple(c) for c in trained} & {tuple(c) for c in kept_out}
-        assert len({tuple(c) for c in trained}) == 24
-        np.testing.assert_array_equal(all_of(tests[name])[0], kept_out)
+        colour = np.rint(images[:, :, 0, 0] * 255).astype(int)
+        assert (colour[:, 0] == 10 * DOMAINS.index(name)).all() and (colour[:, 1] == 50 * labels).all()
+        kept, held_labels = all_of(held[name])
+        assert np.bincount(held_labels).tolist() == [2, 2, 2] and (kept[:, 1] == 50 * held_labels).all()
+        assert not {tuple(c) for c in colour} & {tuple(c) for c in kept}
+        assert len({tuple(c) for c in colour}) == 24
+        np.testing.assert_array_equal(all_of(tests[name])[0], kept)
     target, labels = all_of(tests["oil"])
     assert len(target) == 3 * PER_CLASS and (target[:, 0] == 10).all() and (target[:, 1] == 50 * labels).all()
-    assert domains.class_count(settings) == 3
+    assert opened(settings).classes == CLASSES == tests["oil"].classes
+
+
+def test_several_sources_can_be_joined_beside_an_unlabelled_target(tree):
+    task = opened(folders(tree, holdout=0.2, seed=3), least_sources=1)
+    source = task.labelled(Preparation(16), 48)["source"]
+    target = task.unlabelled(Preparation(16), 30)["target"]
+    images, labels = source.batch(0)
+    colour = np.rint(images[:, :, 0, 0] * 255).astype(int)
+    assert len({tuple(c) for c in colour}) == 48 and set(colour[:, 0]) == {0, 20}
+    assert (colour[:, 1] == 50 * labels).all()
+    images, labels = target.batch(0)
+    assert labels is None and set(np.rint(images[:, 0, 0, 0] * 255)) == {10}
+    assert task.images == {"source train": 48, "target train": 30}
 
 
 def test_which_files_are_held_out_depends_on_their_names_only(tree):
-    first = domain_folders.Folders(folders(tree, holdout=0.3))
-    other_seed = domain_folders.Folders(folders(tree, holdout=0.3, seed=5, target_domain="ink"))
-    assert colours(first.held_out("ink")) == colours(other_seed.held_out("ink"))
-    more = domain_folders.Folders(folders(tree, holdout=0.4))
-    assert colours(first.held_out("ink")) < colours(more.held_out("ink"))
+    first = colours(domain(folders(tree, holdout=0.3), "ink").held_out())
+    assert first == colours(domain(folders(tree, holdout=0.3, seed=5), "ink").held_out())
+    assert first < colours(domain(folders(tree, holdout=0.4), "ink").held_out())
+    pair = configure(
+        domain_set="", source_image_root=tree / "ink", target_image_root=tree / "oil", holdout=0.3
+    )
+    (source,) = opened(pair).form.sources
+    assert colours(source.held_out()) == first
 
 
-def test_the_training_part_of_a_target_is_not_even_read(tree, monkeypatch):
+def test_the_training_part_of_a_target_is_not_even_read(tree):
     for path in (tree / "oil").rglob("*.png"):
         path.write_bytes(b"no picture")
     settings = folders(tree)
-    assert list(domains.build_loaders(settings, CPU, 4)) == ["ink", "pencil"]
-    domains.held_out(settings, CPU)
-    fails(lambda: domains.test_sets(settings, CPU), "oil", "not a readable photograph")
+    assert list(trained(settings)) == ["ink", "pencil"]
+    kept_out(settings)
+    fails(lambda: all_of(evaluated(settings)["oil"]), "oil", "neither JPEG")
+
+
+def test_a_target_may_be_divided_too_without_a_look_at_its_classes(tree):
+    def target(root):
+        return opened(folders(root, target_split="holdout", holdout=0.2)).form.target
+
+    def names(listing):
+        return {os.path.basename(path) for path in listing.files}
+
+    parts = target(tree)
+    train, test = (set(part.names()) for part in (parts.target_train(), parts.target_test()))
+    assert len(train) == 24 and len(test) == 6 and not train & test
+    flat = tree.parent / "flat"
+    shutil.copytree(tree, flat)
+    for path in sorted((flat / "oil").rglob("*.png")):
+        path.rename(flat / "oil" / f"{path.parent.name}_{path.name}")
+    for name in CLASSES:
+        (flat / "oil" / name).rmdir()
+    task = opened(folders(flat))
+    assert len(task.form.target.target_train().files) == 30 and list(task.test(Preparation(16))) == [
+        "ink",
+        "pencil",
+    ]
 
 
 def test_a_target_without_images_for_training_is_still_tested_on(tree):
     for path in (tree / "oil").rglob("*.png"):
         if not path.name.endswith("0.png"):
             path.unlink()
-    assert domains.test_sets(folders(tree), CPU)["oil"].total == 3
+    assert evaluated(folders(tree))["oil"].total == 3
 
 
 def test_pictures_are_scaled_to_the_size_asked_for(tree):
     for size in (8, 40):
-        images, _ = domains.build_loaders(folders(tree, image_size=size), CPU, 4)["ink"].batch(0)
-        assert images.shape == (4, 3, size, size)
-    assert domains.image_size(folders(tree, image_size=0)) == 227
+        loaders = trained(folders(tree), prepared=Preparation(size, flip=True))
+        assert loaders["ink"].batch(0)[0].shape == (4, 3, size, size)
 
 
 def test_without_a_held_out_part_sources_have_no_test_images(tree):
     settings = folders(tree, holdout=0)
-    assert domains.held_out(settings, CPU) is None
-    assert list(domains.test_sets(settings, CPU)) == ["oil"]
-    assert len(domains.build_loaders(settings, CPU, 30)["ink"].images) == 30
+    assert kept_out(settings) is None
+    assert list(evaluated(settings)) == ["oil"]
+    assert trained(settings, 30)["ink"].steps_per_epoch == 1
 
 
 def test_ranks_share_a_domain_without_overlap(tree):
     settings = folders(tree, holdout=0)
     seen = []
     for rank in range(2):
-        images, _ = domains.build_loaders(settings, Device("CPU", rank, 2), 15)["ink"].batch(0)
+        images, _ = trained(settings, 15, Device("CPU", rank, 2))["ink"].batch(0)
         seen += [tuple(colour) for colour in np.rint(images[:, :, 0, 0] * 255).astype(int)]
     assert len(set(seen)) == 30
-    totals = [domains.test_sets(settings, Device("CPU", rank, 2))["oil"] for rank in range(2)]
-    assert sum(len(loader.labels) for loader in totals) == totals[0].total == 30
-
-
-def test_flip_mirrors_about_half_of_the_pictures():
-    images = np.arange(200 * 3 * 2 * 4, dtype=np.float32).reshape(200, 3, 2, 4)
-    flipped = domains.flip(images.copy(), np.random.default_rng(0))
-    mirrored = (flipped == images[:, :, :, ::-1]).all(axis=(1, 2, 3))
-    assert (mirrored | (flipped == images).all(axis=(1, 2, 3))).all() and 70 < mirrored.sum() < 130
+    totals = [evaluated(settings, Device("CPU", rank, 2))["oil"] for rank in range(2)]
+    assert sum(len(all_of(loader)[1]) for loader in totals) == totals[0].total == 30
 
 
 def test_other_files_are_named_and_left_out(tree, caplog):
     (tree / "ink" / "cat" / "readme.txt").write_text("hello")
     (tree / "ink" / "cat" / ".hidden.png").write_text("hello")
     (tree / "lists").mkdir()
-    with caplog.at_level("WARNING", logger="run"):
-        loaders = domains.build_loaders(folders(tree, holdout=0), CPU, 4)
-    assert len(loaders["ink"].images) == 30 and "cat/readme.txt" in caplog.text and "lists" in caplog.text
+    task = opened(folders(tree, holdout=0))
+    with caplog.at_level("INFO", logger="run"):
+        task.labelled(Preparation(16), 4, joined=False)
+    assert task.images["ink train"] == 30 and "cat/readme.txt" in caplog.text
+    assert set(task.left_out) == {"hidden and system files", "files that are no images by their names"}
 
 
 # Official lists
@@ -355,24 +398,31 @@ def write_lists(tree, first=1, cut=3, change=None):
 def test_official_lists_say_what_trains_and_labels_are_counted_from_1(tree):
     write_lists(tree)
     settings = folders(tree, kfold_root="splits", holdout=0.5)
-    domain_set = domain_folders.Folders(settings)
-    train, held = domain_set.train("ink"), domain_set.held_out("ink")
+    ink = domain(settings, "ink")
+    train, held = ink.train(), ink.held_out()
     assert colours(train) == {(0, 50 * label, 5 * n) for label in range(3) for n in range(3, PER_CLASS)}
     assert colours(held) == {(0, 50 * label, 5 * n) for label in range(3) for n in range(3)}
-    assert (train.images[:, 0, 0, 1] == 50 * train.labels).all() and set(train.labels) == {0, 1, 2}
-    tests = domains.test_sets(settings, CPU)
-    assert {name: loader.total for name, loader in tests.items()} == {"ink": 9, "pencil": 9, "oil": 30}
-    assert colours(domain_folders.Folders(folders(tree, kfold_root=tree / "splits")).train("ink")) == (
-        colours(train)
-    )
+    assert [os.path.basename(os.path.dirname(path)) for path in train.files] == [
+        CLASSES[label] for label in train.labels
+    ]
+    assert {name: one.total for name, one in evaluated(settings).items()} == {
+        "ink": 9,
+        "pencil": 9,
+        "oil": 30,
+    }
+    absolute = domain(folders(tree, kfold_root=tree / "splits"), "ink")
+    assert colours(absolute.train()) == colours(train)
+    oil = opened(settings).form.target, opened(settings.replace(target_split="holdout")).form.target
+    assert [(len(one.target_train().files), len(one.target_test().files)) for one in oil] == [
+        (30, 30),
+        (21, 9),
+    ]
 
 
 def test_lists_with_labels_from_0_are_refused(tree):
     write_lists(tree, first=0)
     settings = folders(tree, kfold_root="splits")
-    fails(
-        lambda: domains.build_loaders(settings, CPU, 4), "ink_train_kfold.txt, line 1", "seem to count from 0"
-    )
+    fails(lambda: trained(settings), "ink_train_kfold.txt, line 1", "seem to count from 0")
 
 
 def replaced(old, new):
@@ -386,7 +436,6 @@ def replaced(old, new):
             replaced("dog/pic_005.png 2", "dog/pic_005.png 3"),
             ["label 3", "class dog is number 2 of 3", "line 10"],
         ),
-        (replaced("pic_007", "pic_700"), ["pic_700.png is not in"]),
         (replaced("ink/cat", "../ink/cat"), ["is not `ink/<class>/<file> label`"]),
         (replaced("ink/cat", "oil/cat"), ["is not `ink/<class>/<file> label`"]),
         (replaced("ink/cat", "ink/cow"), ["is not `ink/<class>/<file> label`"]),
@@ -400,18 +449,28 @@ def replaced(old, new):
 )
 def test_a_wrong_list_is_named_with_its_line(tree, change, parts):
     write_lists(tree, change={("ink", "train"): change})
+    fails(lambda: trained(folders(tree, kfold_root="splits")), "ink", *parts)
+
+
+def test_a_listed_image_that_is_missing_is_left_out_or_refused(tree, caplog):
+    write_lists(tree, change={("ink", "train"): replaced("pic_007", "pic_700")})
     settings = folders(tree, kfold_root="splits")
-    fails(lambda: domains.build_loaders(settings, CPU, 4), "ink", *parts)
+    task = opened(settings)
+    task.labelled(Preparation(16), 4, joined=False)
+    assert task.images == {"ink train": 18, "pencil train": 21}
+    assert task.left_out["listed images that are missing"] == [f"ink/{name}/pic_700.png" for name in CLASSES]
+    assert "ink_train_kfold.txt" in caplog.text
+    fails(lambda: trained(settings.replace(strict=True)), "pic_700.png", "strict")
 
 
 def test_missing_and_binary_lists(tree):
     settings = folders(tree, kfold_root="splits")
-    fails(lambda: domains.build_loaders(settings, CPU, 4), "kfold_root", "splits", "no folder")
+    fails(lambda: trained(settings), "kfold_root", "splits", "no folder")
     root = write_lists(tree)
     (root / "ink_train_kfold.txt").write_bytes(b"\xff\xfe\x00")
-    fails(lambda: domains.build_loaders(settings, CPU, 4), "ink_train_kfold.txt", "no text")
+    fails(lambda: trained(settings), "ink_train_kfold.txt", "no text")
     (root / "ink_train_kfold.txt").unlink()
-    fails(lambda: domains.build_loaders(settings, CPU, 4), "ink_train_kfold.txt", "No such file")
+    fails(lambda: trained(settings), "ink_train_kfold.txt", "No such file")
 
 
 # Bad input
@@ -419,95 +478,97 @@ def test_missing_and_binary_lists(tree):
 
 def test_an_unknown_target_names_the_nearest_domain():
     fails(
-        lambda: domains.source_domains(configure(domain_set="digits", target_domain="MNISTM")),
+        lambda: opened(configure(domain_set="digits", target_domain="MNISTM")),
         "target_domain",
         "'MNISTM'",
         "did you mean mnist_m?",
         "mnist, mnist_m, usps",
     )
-    message = fails(lambda: domains.source_domains(configure(domain_set="demo", target_domain="")), "0, 25")
+    message = fails(lambda: opened(configure(domain_set="demo", target_domain="")), "0, 25")
     assert "did you mean" not in message
 
 
-def test_fewer_than_two_sources_are_refused(tree):
+def test_fewer_sources_than_a_method_needs_are_refused(tree):
     shutil.rmtree(tree / "ink")
-    fails(
-        lambda: domains.build_loaders(folders(tree), CPU, 4), "fewer than two source domains", "oil, pencil"
-    )
+    fails(lambda: opened(folders(tree)), "fewer than two source domains", "oil, pencil")
+    assert list(opened(folders(tree), least_sources=1).test(Preparation(16))) == ["pencil", "oil"]
+    shutil.rmtree(tree / "pencil")
+    fails(lambda: opened(folders(tree), least_sources=1), "no source domain is left")
 
 
 def test_source_domains_choose_some_of_the_others(tree):
-    chosen = folders(tree, source_domains="ink, pencil", target_domain="oil")
-    assert domains.source_domains(chosen) == ["ink", "pencil"]
+    def names(settings):
+        return [source.name for source in opened(settings).form.sources]
+
+    assert names(folders(tree, source_domains="ink, pencil")) == ["ink", "pencil"]
     demo = configure(domain_set="demo", target_domain="25", source_domains="75,0")
-    assert domains.source_domains(demo) == ["0", "75"]  # in the set's order
-    assert list(domains.test_sets(demo, CPU)) == ["0", "75", "25"]
-    for wrong in ("ink,oil", "ink,chalk"):
-        refused = folders(tree, source_domains=wrong, target_domain="oil")
-        fails(lambda: domains.source_domains(refused), "source_domains", wrong[4:], "ink, pencil")  # noqa: B023
-    alone = folders(tree, source_domains="ink", target_domain="oil")
-    fails(lambda: domains.source_domains(alone), "fewer than two source domains", "source_domains is 'ink'")
+    assert names(demo) == ["0", "75"]  # in the set's order
+    assert list(evaluated(demo)) == ["0", "75", "25"]
+    for wrong in ("oil", "chalk"):
+        refused = folders(tree, source_domains=f"ink,{wrong}")
+        fails(functools.partial(opened, refused), "source_domains", wrong, "ink, pencil")
+    alone = folders(tree, source_domains="ink")
+    fails(lambda: opened(alone), "fewer than two source domains", "source_domains is 'ink'")
 
 
-def test_a_class_that_only_some_domains_have_is_refused_by_both_their_names(tree):
+def test_a_class_that_only_some_sources_have_is_refused_by_their_names(tree):
     shutil.rmtree(tree / "pencil" / "dog")
-    fails(lambda: domains.build_loaders(folders(tree), CPU, 4), "class dog", "ink, oil", "not in pencil")
+    fails(lambda: opened(folders(tree)), "class dog", "is in domain ink but not in pencil")
 
 
-def test_a_domain_without_an_image_of_some_class_is_refused(tree):
+def test_a_source_without_an_image_of_some_class_is_refused(tree):
     for path in (tree / "pencil" / "dog").iterdir():
         path.unlink()
-    fails(lambda: domains.build_loaders(folders(tree), CPU, 4), "domain pencil", "no image of class dog")
+    fails(lambda: trained(folders(tree)), "pencil/dog", "no image")
 
 
-def test_num_classes_says_that_a_domain_may_lack_a_class(tree):
+def test_num_classes_says_that_a_source_may_lack_a_class(tree):
     shutil.rmtree(tree / "pencil" / "dog")
     settings = folders(tree, num_classes=3, holdout=0)
-    loaders = domains.build_loaders(settings, CPU, 4)
-    assert set(loaders["pencil"].labels) == {0, 2} and domains.class_count(settings) == 3
-    fails(
-        lambda: domains.build_loaders(folders(tree, num_classes=4), CPU, 4), "num_classes: 4", "cat, dog, emu"
-    )
+    assert set(trained(settings)["pencil"].labels) == {0, 2} and opened(settings).classes == CLASSES
+    fails(lambda: opened(folders(tree, num_classes=4)), "num_classes: 4", "cat, dog, emu")
     shutil.rmtree(tree / "ink" / "dog")
-    fails(lambda: domains.build_loaders(settings, CPU, 4), "no source domain", "dog")
-
-
-def test_num_classes_is_known_without_the_folders(tmp_path):
-    assert domains.class_count(folders(tmp_path / "none", num_classes=5)) == 5
-    assert domains.class_count(folders(tmp_path / "none", domain_set="pacs")) == 7
+    fails(lambda: opened(settings), "num_classes: 3", "cat, emu")
+    fails(lambda: opened(folders(tree)), "target oil", "class dog", "in no source")
 
 
 def test_a_batch_larger_than_a_domain_names_its_key_and_the_domain(tree):
-    settings = folders(tree, holdout=0)
-    call = lambda: domains.build_loaders(settings, CPU, 31, "meta_batch_size")  # noqa: E731
-    fails(call, "meta_batch_size: 31", "30 training images", "domain ink")
+    call = functools.partial(trained, folders(tree, holdout=0), 31, key="meta_batch_size")
+    fails(call, "meta_batch_size: 31", "30 training images", "ink")
 
 
-def test_a_damaged_picture_is_named(tree):
+def test_a_damaged_picture_is_left_out_or_refused(tree):
     path = tree / "pencil" / "emu" / "pic_004.png"
     path.write_bytes(path.read_bytes()[:-20])
-    fails(lambda: domains.build_loaders(folders(tree, holdout=0), CPU, 4), path, "replace it")
+    settings = folders(tree, holdout=0)
+    assert len(trained(settings, 30)["pencil"].batch(0)[1]) == 30
+    fails(lambda: trained(settings.replace(strict=True), 30)["pencil"].batch(0), path, "truncated PNG")
 
 
 def test_pacs_has_its_seven_classes(tree):
-    fails(lambda: domains.build_loaders(folders(tree, domain_set="pacs"), CPU, 4), "ink", "elephant")
-    for domain in DOMAINS:
-        for name in domain_folders.PACS_CLASSES:
-            (tree / domain / name).mkdir(exist_ok=True)
-    fails(lambda: domains.build_loaders(folders(tree, domain_set="pacs"), CPU, 4), "unknown class", "cat")
+    settings = folders(tree, domain_set="pacs")
+    fails(lambda: opened(settings), "ink", "elephant")
+    for name in DOMAINS:
+        for label in sets.PACS_CLASSES:
+            (tree / name / label).mkdir(exist_ok=True)
+    fails(lambda: opened(settings), "unknown class", "cat")
+    for path in (*tree.glob("*/cat"), *tree.glob("*/emu"), tree / "oil" / "horse"):
+        shutil.rmtree(path)
+    assert opened(settings).classes == sets.PACS_CLASSES  # a target may lack a class
 
 
-@pytest.mark.parametrize("root", ["", "nowhere", "file"])
+@pytest.mark.parametrize("root", ["nowhere", "file", "x" * 300])
 def test_a_root_that_is_no_folder(tmp_path, root):
     (tmp_path / "file").write_text("")
-    given = tmp_path / root if root else ""
-    fails(
-        lambda: domains.build_loaders(folders(given), CPU, 4), "domains_image_root", root, "<domain>/<class>"
-    )
+    fails(lambda: opened(folders(tmp_path / root)), "domains_image_root", root, "<domain>/<class>")
 
 
-def test_more_memory_than_there_is_is_refused_before_decoding():
-    fails(lambda: domain_folders._check_memory(10**16), "MB of memory", "image_size")
+def test_pacs_is_looked_for_in_data_and_below_dataset_path(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = configure(domain_set="pacs", target_domain="oil")
+    fails(lambda: opened(settings), "'data/pacs' is no folder")
+    tree.rename(tmp_path / "pacs")
+    fails(lambda: opened(settings.replace(dataset_path=str(tmp_path))), "pacs/ink", "class folder")
 
 
 @pytest.mark.parametrize("changes", [{"domain_set": "pcas"}, {"holdout": 1.0}, {"augment": "mirror"}])
@@ -519,8 +580,8 @@ def test_the_real_pacs():
     root = Path(DATA_ROOT or "", "pacs")
     if not DATA_ROOT or not root.is_dir():
         pytest.skip("DATA_ROOT has no pacs")
-    settings = configure(domains_image_root=root, target_domain="sketch", image_size=32)
-    loaders, tests = domains.build_loaders(settings, CPU, 16), domains.test_sets(settings, CPU)
+    settings = configure(domains_image_root=root, target_domain="sketch")
+    loaders, tests = trained(settings, 16), evaluated(settings)
     assert list(loaders) == ["art_painting", "cartoon", "photo"] and list(tests)[-1] == "sketch"
     for loader in loaders.values():
         assert set(loader.labels) == set(range(7))

@@ -14,7 +14,7 @@ import numpy as np
 
 from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
-from src.data.files import entries, is_folder, is_image, is_junk, scan, scan_flat, shown, subfolders
+from src.data.files import entries, is_image, is_junk, kind, scan, scan_flat, shown, subfolders
 from src.data.lists import read_list
 from src.data.split import Split
 
@@ -281,7 +281,7 @@ def open_files(path, key, config, left_out, target=False):
     if os.path.isfile(path):
         listing = read_list(path, key, config.list_root, config.list_classes)
         return FileDomain(path, lambda: listing, listing.classes, config)
-    if not path or not is_folder(path):
+    if not path or not os.path.isdir(path):
         raise UserError(
             f"{key}: {shown(path)!r} is no folder; give one with a subfolder for each class, one that holds "
             "train/<class>/* and val/<class>/*, or a list of `path label`"
@@ -335,20 +335,21 @@ def find_parts(root):
 
 def looks_like_images(path):
     """Whether a path is a file or a folder that holds images, directly or in its class folders."""
-    if not is_folder(path):
+    if not os.path.isdir(path):
         return os.path.isfile(path)
     return any(
-        not is_junk(entry.name) and (is_image(entry.name) if entry.is_file() else _holds_images(entry.path))
+        not is_junk(entry.name)
+        and (is_image(entry.name) if kind(entry) == "file" else _holds_images(entry.path))
         for entry in entries(path)
     )
 
 
 def _holds_images(folder):
     """Whether there is an image in a folder or in one of its folders."""
-    if not is_folder(folder):
+    if not os.path.isdir(folder):
         return False
     inside = entries(folder)
     return any(is_image(entry.name) for entry in inside) or any(
-        is_folder(entry.path) and any(is_image(deeper.name) for deeper in entries(entry.path))
+        os.path.isdir(entry.path) and any(is_image(deeper.name) for deeper in entries(entry.path))
         for entry in inside[:3]
     )

@@ -65,8 +65,6 @@ class LeftOut:
 
     def unreadable(self, path, reason):
         """Note one file that can't be decoded, and log it."""
-        if self.strict:
-            raise UserError(f"{shown(path)}: {reason}; replace or remove it, or leave out --strict")
         if self.add(reason, [path]):
             log.warning("warning: %s: %s; left out", shown(path), reason)
 
@@ -84,7 +82,7 @@ class LeftOut:
 class Listing:
     """Image files: `classes` sorted, or None without labels; `files` sorted by class and name.
 
-    labels: int32 (N,), places in `classes`; all 0 without labels.
+    root: the folder they are seen from. labels: int32 (N,), places in `classes`; all 0 without labels.
     """
 
     root: Path
@@ -98,8 +96,8 @@ class Listing:
         return [file.removeprefix(begin) for file in self.files]
 
     def without_labels(self):
-        """The files alone; `classes` and `labels` are None."""
-        return dataclasses.replace(self, classes=None, labels=None)
+        """The files alone, sorted by path; `classes` and `labels` are None."""
+        return dataclasses.replace(self, classes=None, files=tuple(sorted(self.files)), labels=None)
 
     def take(self, chosen):
         """The files at positions, or under a mask."""
@@ -129,14 +127,21 @@ def entries(folder):
         raise UserError(f"{shown(folder)}: cannot be listed ({reason}); give another folder") from error
 
 
-def is_folder(path):
-    """Whether there is a folder; False for names that no file can have."""
-    return os.path.isdir(path)
+def kind(entry):
+    """What an os.DirEntry is, links followed: "file", "folder", "link" (that leads nowhere), or "other"."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+    except OSError:  # a link to itself
+        return "link"
+    return "link" if entry.is_symlink() else "other"
 
 
 def subfolders(folder):
     """Names of the folders in a folder, without hidden ones and those of systems, sorted."""
-    return [entry.name for entry in entries(folder) if not is_junk(entry.name) and entry.is_dir()]
+    return [entry.name for entry in entries(folder) if not is_junk(entry.name) and kind(entry) == "folder"]
 
 
 def images_in(folder, left_out):
@@ -145,19 +150,14 @@ def images_in(folder, left_out):
     Files that are hidden are noted in `left_out` at once.
     """
     images, other, hidden = [], {}, []
+    reasons = {"folder": NESTED, "link": DANGLING}
     for entry in entries(folder):
         if is_junk(entry.name):
             hidden.append(entry.path)
-        elif entry.is_file():
-            if is_image(entry.name):
-                images.append(entry.path)
-            else:
-                other.setdefault(STRAY, []).append(entry.path)
-        elif entry.is_dir():
-            other.setdefault(NESTED, []).append(entry.path)
+        elif (found := kind(entry)) == "file" and is_image(entry.name):
+            images.append(entry.path)
         else:
-            dangling = entry.is_symlink()
-            other.setdefault(DANGLING if dangling else STRAY, []).append(entry.path)
+            other.setdefault(reasons.get(found, STRAY), []).append(entry.path)
     left_out.add(HIDDEN, hidden)
     return images, other
 
@@ -222,8 +222,8 @@ def find(words, left_out=None):
     """
     left_out, found = left_out or LeftOut(), []
     for word in words:
-        if is_folder(word):
-            files = _below(word, left_out)
+        if os.path.isdir(word):
+            files = below(word, left_out)
             if not files:
                 raise UserError(f"{shown(word)}: no image ({', '.join(EXTENSIONS)}) in this folder")
         elif os.path.lexists(word):
@@ -236,7 +236,7 @@ def find(words, left_out=None):
     return list(dict.fromkeys(found))
 
 
-def _below(folder, left_out):
+def below(folder, left_out):
     """All images below a folder, sorted by path."""
     files, dangling = [], []
     for base, folders, _ in os.walk(folder):

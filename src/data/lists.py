@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError, shortened
-from src.data.files import Listing, is_folder, is_image, shown
+from src.data.files import Listing, is_image, shown
 
 MAX_LIST_BYTES = 256 * 2**20
 MISSING = "listed images that are missing"
@@ -67,13 +67,13 @@ def read_list(path, key, root="", names_file=""):
     ordered = sorted(chosen, key=lambda name: (chosen[name] or "", name))
     files = tuple(os.path.join(base, name) for name in ordered)
     if without:
-        return Listing(Path(path), None, files, np.zeros(len(files), np.int32))
+        return Listing(Path(base), None, files, np.zeros(len(files), np.int32))
     names = _names(chosen, path, key, names_file)
     classes = tuple(sorted(set(names.values())))
     places = {label: classes.index(name) for label, name in names.items()}
     labels = np.array([places[chosen[name]] for name in ordered], np.int32)
     order = np.argsort(labels, kind="stable")
-    return Listing(Path(path), classes, tuple(files[i] for i in order), labels[order])
+    return Listing(Path(base), classes, tuple(files[i] for i in order), labels[order])
 
 
 def _row(line, number, path, key):
@@ -145,7 +145,7 @@ class KfoldLists:
 
     def __init__(self, root, classes, left_out):
         self.root, self.classes, self.left_out = Path(root), classes, left_out
-        if not is_folder(root):
+        if not os.path.isdir(root):
             raise UserError(
                 f"kfold_root: {shown(root)} is no folder; it should hold <domain>_train_kfold.txt …"
             )

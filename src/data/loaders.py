@@ -275,6 +275,6 @@ class FileTestLoader(TestLoader):
         """Of a class that this rank could read nothing of, other ranks may have images: look for one."""
         bad = np.array([index in self.reader.bad for index in indices], bool)
         for label in set(self.labels[indices[bad]]) - set(self.labels[indices[~bad]]):
-            members = np.flatnonzero(self.labels == label)
-            if all(self.reader.image(int(index)) is None for index in members):
-                self.reader.no_image_of(label)
+            for index in np.flatnonzero(self.labels == label):
+                if self.reader.image(int(index)) is not None:  # raises, if that was the last one
+                    break

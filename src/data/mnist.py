@@ -1,6 +1,7 @@
 """MNIST (LeCun et al. 1998): 60,000 + 10,000 handwritten digits, 28x28 grey."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def find(root, stem):
     for folder in (Path(root), Path(root, "MNIST", "raw")):
         for spelling in (stem, stem.replace("-idx", ".idx")):
             for name in (spelling, spelling + ".gz"):
-                if (folder / name).is_file():
+                if os.path.isfile(folder / name):
                     return folder / name
     return None
 

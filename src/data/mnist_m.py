@@ -3,6 +3,7 @@
 Two forms are read: the IDX files that create_mnistm.py writes, and the published folder of 32x32 PNGs.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from model_utils.errors import UserError
 from src.data import idx
 from src.data.decode import Unreadable
 from src.data.decode import read as read_image
-from src.data.files import shown
+from src.data.files import shown, subfolders
 from src.data.lists import read_lines
 from src.data.split import SPLITS, Split, check_digits, check_split
 
@@ -26,7 +27,7 @@ PUBLISHED_SIZE = 32  # each image is a digit of 28x28 with a border of 2 pixels
 
 def present(root):
     """Whether any of the files is in `root`."""
-    ours = any(Path(root, name).is_file() for names in FILES.values() for name in names)
+    ours = any(os.path.isfile(Path(root, name)) for names in FILES.values() for name in names)
     return ours or any(_find_published(root, split) is not None for split in SPLITS)
 
 
@@ -41,7 +42,7 @@ def load(root, split, download=False):
     Raises UserError if neither form is there, or if it is incomplete or damaged.
     """
     paths = [Path(root, name) for name in FILES[check_split(split)]]
-    present = [path.is_file() for path in paths]
+    present = [os.path.isfile(path) for path in paths]
     if all(present):
         return idx.read_pair(*paths, (SIZE, SIZE, 3))
     if any(present):
@@ -62,8 +63,8 @@ def _find_published(root, split):
     """The folder of images called mnist_m_<split> in `root`, beside it, or one folder deeper; or None."""
     root, name = Path(root).absolute(), f"mnist_m_{split}"
     beside = root.parent / name if root.name in ("mnist_m_train", "mnist_m_test") else root / name
-    deeper = sorted(root.glob(f"*/{name}"))
-    return next((folder for folder in [beside, *deeper] if folder.is_dir()), None)
+    deeper = [root / inside / name for inside in (subfolders(root) if os.path.isdir(root) else ())]
+    return next((folder for folder in [beside, *deeper] if os.path.isdir(folder)), None)
 
 
 def _load_published(folder, split):
@@ -82,7 +83,7 @@ def _load_published(folder, split):
 def _read_labels(folder, split):
     """File names and labels from lines such as `00000000.png 5`."""
     name = f"mnist_m_{split}_labels.txt"
-    path = next((place / name for place in (folder.parent, folder) if (place / name).is_file()), None)
+    path = next((place / name for place in (folder.parent, folder) if os.path.isfile(place / name)), None)
     if path is None:
         raise UserError(
             f"{folder.parent / name}: not found beside {folder.name}; unpack the published archive again"

@@ -5,6 +5,7 @@ climb out are refused, and sizes are limited.
 """
 
 import gzip
+import os
 import posixpath
 import stat
 import tarfile
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from model_utils.errors import UserError
 from src.data import decode as image_files
-from src.data.files import is_image, is_junk, shown
+from src.data.files import LeftOut, below, is_image, is_junk, shown
 
 BSDS500_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/BSR/BSR_bsds500.tgz"
 BSDS500_TRAINING_PHOTOS = 200
@@ -74,9 +75,9 @@ def read_training_photos(path):
 
 def _collect(path):
     """{file name: bytes} of the training photographs in an archive or a folder."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path}: not found; download {BSDS500_URL} to it, or give its place with --bst_path")
     try:
         with open(path, "rb") as file:
@@ -115,9 +116,9 @@ def _add(files, name, data, where):
 
 def _from_folder(folder):
     files = {}
-    for path in sorted(folder.resolve().rglob("*")):
-        if _is_training_photo(path.as_posix()) and not path.is_dir():
-            _add(files, path.name, read_file(path), folder)
+    for path in below(os.path.realpath(folder), LeftOut()):
+        if _is_training_photo(path):
+            _add(files, path, read_file(path), folder)
     return files
 
 

@@ -93,7 +93,7 @@ class Reader:
         self.left_out = left_out or LeftOut()
         self.bad, self.kept, self._room = {}, {}, keep
         self._lock = threading.Lock()
-        self._groups = self._names = self._left = None
+        self._groups = self._names = self._left = self._failure = None
 
     def group(self, labels, names):
         """Make it an error that of some class no image at all can be read. names: for the message."""
@@ -101,27 +101,33 @@ class Reader:
         self._left = collections.Counter(labels.tolist())
 
     def image(self, index):
-        """The image of a file, uint8 (H, W, 3), or None if it is bad; UserError if nothing is left then."""
-        if index in self.bad:
-            return None
+        """The image of a file, uint8 (H, W, 3), or None if it is bad.
+
+        Raises:
+            UserError: bad files are errors, or no file is left, of all or of a class; from then on, always.
+        """
         image = self.kept.get(index)
-        if image is None:
-            try:
-                image = decode.read(self.files[index])
-            except decode.Unreadable as error:
-                self._note(index, str(error))
-                return None
-            if self.prepare is not None:
-                image = self.prepare(image)
-            if self._room:
-                self._keep(index, image)
+        if image is None and index not in self.bad:
+            image = self._decoded(index)
+        if self._failure is not None:
+            raise self._failure
+        return image
+
+    def _decoded(self, index):
+        try:
+            image = decode.read(self.files[index])
+        except decode.Unreadable as error:
+            self._note(index, str(error))
+            return None
+        if self.prepare is not None:
+            image = self.prepare(image)
+        if self._room:
+            self._keep(index, image)
         return image
 
     def next_good(self, index):
         """(index, image) of a file, or of the next one in the list that can be read."""
         while (image := self.image(index)) is None:
-            if len(self.bad) == len(self.files):
-                self._nothing_left(self.files[index], self.bad[index])
             index = (index + 1) % len(self.files)
         return index, image
 
@@ -152,28 +158,32 @@ class Reader:
         with self._lock:
             if index in self.bad:
                 return
+            # Who sees that a file is bad must see the failure that may follow from it.
+            self._failure = self._failure or self._consequence(index, reason)
             self.bad[index] = reason
-            if self._left is not None:
-                self._left[int(self._groups[index])] -= 1
-            none_left = len(self.bad) == len(self.files)
         self.left_out.unreadable(path, reason)
-        if none_left:
-            self._nothing_left(path, reason)
-        if self._left is not None and self._left[int(self._groups[index])] == 0:
-            self.no_image_of(self._groups[index])
 
-    def _nothing_left(self, path, reason):
-        raise UserError(
-            f"{shown(path)}: {reason}; none of the {len(self.files)} images here can be read, replace them"
-        )
+    def _consequence(self, index, reason):
+        """The UserError that follows from one more bad file, or None."""
+        path = shown(self.files[index])
+        if self.left_out.strict:
+            return UserError(f"{path}: {reason}; replace or remove it, or leave out --strict")
+        if len(self.bad) + 1 == len(self.files):
+            return UserError(
+                f"{path}: {reason}; none of the {len(self.files)} images here can be read, replace them"
+            )
+        if self._left is None:
+            return None
+        label = int(self._groups[index])
+        self._left[label] -= 1
+        return None if self._left[label] else self.no_image_of(label, f"{path}: {reason}")
 
-    def no_image_of(self, label):
-        """Raise the UserError that of this class nothing can be read."""
-        members = [index for index in sorted(self.bad) if self._groups[index] == label]
-        example = f"{shown(self.files[members[0]])}: {self.bad[members[0]]}"
-        raise UserError(
-            f"class {shown(self._names[label])}: none of its {len(members)} images can be read ({example}); "
-            "replace them, or take the class away"
+    def no_image_of(self, label, example):
+        """The UserError that of a class nothing can be read."""
+        count = int((self._groups == label).sum())
+        return UserError(
+            f"class {shown(self._names[label])}: none of its {count} images can be read ({example}); replace "
+            "them, or take the class away"
         )
 
     def _keep(self, index, image):

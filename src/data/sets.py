@@ -2,12 +2,13 @@
 
 import difflib
 import logging
+import os
 from pathlib import Path
 
 from model_utils.errors import UserError, shortened
 from src import data
 from src.data.domains import ArrayDomain, FileDomain, KfoldDomain, divide, open_files
-from src.data.files import is_folder, shown, subfolders
+from src.data.files import shown, subfolders
 from src.data.lists import KfoldLists
 from src.data.rotated import Demo, RotatedMnist
 from src.data.split import DIGITS
@@ -66,7 +67,7 @@ class FolderSet:
 
     def __init__(self, config, left_out):
         self.config, self.left_out, self.root = config, left_out, Path(self._root(config))
-        if not is_folder(self.root):
+        if not os.path.isdir(self.root):
             raise UserError(
                 f"domains_image_root: {shown(self.root)!r} is no folder; it should hold "
                 "<domain>/<class>/* images"
@@ -108,7 +109,7 @@ class Pacs(FolderSet):
         if config.domains_image_root:
             return config.domains_image_root
         near = (Path(config.dataset_path) / place for place in (PACS_ROOT, "pacs"))
-        return next((place for place in near if is_folder(place)), PACS_ROOT)
+        return next((place for place in near if os.path.isdir(place)), PACS_ROOT)
 
     def domain(self, name, target):
         domain = super().domain(name, target)

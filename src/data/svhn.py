@@ -1,5 +1,6 @@
 """SVHN, cropped digits (Netzer et al. 2011): 73,257 + 26,032 house-number digits, 32x32 RGB."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ MAX_SAMPLES = 1_000_000  # the "extra" file has 531,131
 
 def present(root):
     """Whether any of the files is in `root`."""
-    return any(Path(root, f"{split}_32x32.mat").is_file() for split in SPLITS)
+    return any(os.path.isfile(Path(root, f"{split}_32x32.mat")) for split in SPLITS)
 
 
 def load(root, split, download=False):
@@ -24,7 +25,7 @@ def load(root, split, download=False):
     Raises UserError if the file is missing, unreadable, or of another layout.
     """
     path = Path(root, f"{check_split(split)}_32x32.mat")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"SVHN: {path.name} not found in {root}; get it from {URL}")
     images, labels = _read(path)
     labels = np.where(labels == 10, 0, np.where(labels == 0, -1, labels))  # a plain 0 would be out of range

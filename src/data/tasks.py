@@ -204,7 +204,7 @@ def _agreed(form, known, config):
     for domain in form.sources:
         if domain.classes is None:
             raise UserError(
-                f"{domain.name}: {shown(domain.root)} has no class folders, and a source needs "
+                f"{form.key}: {shown(domain.root)} has no class folders, and a source needs "
                 "labels; give a "
                 "folder with one subfolder for each class, or a list of `path label`"
             )

@@ -8,6 +8,7 @@ pixels; src/data/transforms.py brings them to a network's size.
 import bz2
 import gzip
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -29,7 +30,7 @@ LARGEST_BACKGROUND = 0.25  # of the darkest pixel of a whole file; text in 0..1 
 def present(root):
     """Whether any of the files is in `root`."""
     names = [name for form in (LIBSVM, ZIP_CODE) for split in SPLITS for name in form[split]]
-    return any(Path(root, name).is_file() for name in (*names, HDF5))
+    return any(os.path.isfile(Path(root, name)) for name in (*names, HDF5))
 
 
 def load(root, split, download=False):
@@ -44,10 +45,10 @@ def load(root, split, download=False):
     check_split(split)
     for names, read in ((LIBSVM, _read_libsvm), (ZIP_CODE, _read_zip_code)):
         for path in (Path(root, name) for name in names[split]):
-            if path.is_file():
+            if os.path.isfile(path):
                 labels, values = read(path)
                 return _finish(labels, (values + 1) / 2, path)
-    if (path := Path(root, HDF5)).is_file():
+    if os.path.isfile(path := Path(root, HDF5)):
         return _finish(*_read_hdf5(path, split), path)
     looked_for = ", ".join((*LIBSVM[split], *ZIP_CODE[split], HDF5))
     raise UserError(f"USPS: none of {looked_for} found in {root}; get {LIBSVM[split][1]} from {URL}")
