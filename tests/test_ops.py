@@ -14,6 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
+from model_utils import cache
 from src import ops as cpu_ops
 from src.ops import _library
 from src.ops._separable import Separable
@@ -646,13 +647,13 @@ def test_cache(compiler, tmp_path, monkeypatch):
 
 def test_cache_folder_must_be_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = _library._cache_folder()
+    folder = cache.folder()
     assert os.stat(folder).st_mode & 0o777 == 0o700
     os.chmod(folder, 0o777)  # anybody could have put a library there
-    assert _library._cache_folder() is None
+    assert cache.folder() is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert _library._cache_folder() is None
+    assert cache.folder() is None
 
 
 def test_unwritable_cache_builds_in_a_temporary_folder(operators, compiler, tmp_path):
@@ -661,7 +662,7 @@ def test_unwritable_cache_builds_in_a_temporary_folder(operators, compiler, tmp_
     out, _ = probe(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path / "tmp"))
     assert "built in a temporary folder" in out and "accelerated 1" in out
     assert not list((tmp_path / "tmp").glob("*.so")) and not list(
-        (tmp_path / "tmp").glob(_library.PROJECT + "*")
+        (tmp_path / "tmp").glob(cache.PROJECT + "*")
     )
 
 
