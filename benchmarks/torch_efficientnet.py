@@ -78,6 +78,11 @@ class TorchEfficientNetLite0(nn.Module):
         return self._fc(x.mean((2, 3)))
 
 
+def model(classes):
+    """The network."""
+    return TorchEfficientNetLite0(classes)
+
+
 def load(model, values):
     """Fill the model with {our parameter's name: array}."""
     from src.networks.efficientnet_lite import published_name

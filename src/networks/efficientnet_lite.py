@@ -138,16 +138,18 @@ class EfficientNetLite0(nn.Cell):
         super().__init__()
         stem, head = (layer.cells(twice) for layer in HEAD_LAYERS)
         self.conv_stem, self.bn0 = stem[:2]
-        self.stem = Chain(*stem)
         self.blocks = nn.CellList([_Block(layers, twice) for layers in block_layers()])
+        # The first block has no expansion: the stem takes its place.
+        self.stem = Chain(*stem, *self.blocks[0].chain.cell_list)
         self.conv_head, self.bn1 = head[:2]
         self.last = Chain(*head)
         self.feature_size, self.masks, self.head_dropout = FEATURES, (), 0.2
 
     def construct(self, images):
         x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks):
+            if number > 0:
+                x = block(x)
         return ops.mean(self.last(x), (2, 3))
 
 
