@@ -104,8 +104,8 @@ class Reader:
         """The image of a file, uint8 (H, W, 3), or None if it is bad.
 
         Raises:
-            UserError: the file is bad and `left_out` strict; or no file can be read, of all or of a class, which
-                all later calls repeat.
+            UserError: the file is bad and `left_out` strict; or no file can be read, of all or of a class,
+                which all later calls repeat.
         """
         image = self.kept.get(index)
         if image is None and index not in self.bad:
