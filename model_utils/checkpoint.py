@@ -7,6 +7,7 @@ resolved configuration. Randomness needs no state: it is a function of seed and 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import interrupts
+from model_utils import interrupts, paths
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -24,6 +25,7 @@ log = logging.getLogger("run")
 META = "training/meta"
 FORMAT = 1  # of META; to be raised when an older program could not read what is written
 PREFIXED = "/"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 
 
@@ -62,8 +64,24 @@ def _write(entries, path):
     import mindspore as ms
 
     with atomic(path) as temporary, hide_errors():
-        ms.save_checkpoint(entries, str(temporary), crc_check=True)
+        try:
+            ms.save_checkpoint(entries, str(temporary), crc_check=True)
+        except RuntimeError as error:
+            # Where MindSpore wraps the refusal of the operating system, that is the cause; else it is a bug,
+            # or too little memory, and stays what it is.
+            cause = _refusal_behind(error)
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         os.chmod(temporary, 0o644)  # MindSpore makes it read-only for its owner
+
+
+def _refusal_behind(error):
+    """The OSError that an exception was raised from or while handling, or None."""
+    seen = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def save_cell(cell, path, meta=None):
@@ -185,7 +203,7 @@ def fill(parameters, values, what, where):
 
 def stored_config(path):
     """The configuration stored in a checkpoint or in a run's folder; {} where there is none."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "checkpoint"))
     if path.is_dir():
         meta = newest(path)[2]
     else:
@@ -201,7 +219,7 @@ def load_network(network, path):
 
     Returns the file used. Raises UserError as `read` and `fill` do, and for values that are not finite.
     """
-    path = Path(path)
+    path = Path(paths.expanded(path, "checkpoint"))
     if path.is_dir():
         path = newest(path)[0]
     values, _ = read(path)

@@ -4,11 +4,23 @@ import errno
 import os
 import signal
 import sys
+import time
 import warnings
 
-from model_utils.errors import UserError
+from model_utils.errors import PeerError, UserError
 from model_utils.quiet import hide_warnings
 
+# What the operating system refuses for a reason outside of this program; anything else may be a bug.
+OTHER_REFUSALS = {
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "this link leads back to itself, or through too many others",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EIO: "the disk or the network it lies on can't be read or written",
+    errno.ESTALE: "the network folder is not there any more",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files",
+}
+PEER_SECONDS = 3.0
 # What MindSpore's RuntimeErrors say, on a CPU and on devices.
 NO_MEMORY = (
     "memory not enough",
@@ -30,6 +42,8 @@ def _mend(error):
         return f"the disk is full{where}: free some space or choose another --output_dir, then --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read{where}: choose a folder you own"
+    if error.errno in OTHER_REFUSALS:
+        return f"{error.strerror}{where}: {OTHER_REFUSALS[error.errno]}"
     return None
 
 
@@ -92,6 +106,10 @@ def run(main, check_versions=True):
             versions.check()
         status = main() or 0
         sys.stdout.flush()
+    except PeerError as error:
+        # The rank with an error of its own has to end first: msrun kills the others once one has failed.
+        time.sleep(PEER_SECONDS)
+        status = _fail(error)
     except UserError as error:
         status = _fail(error)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from model_utils import paths
 from model_utils.errors import UserError
 from model_utils.key import FALSE, TRUE  # noqa: F401 - the launcher's, too
 
@@ -64,7 +65,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path):
     """The mapping in a YAML file (safe loader); UserError if it is missing, unreadable or no mapping."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "configuration"))
     try:
         if not path.is_file() and not path.is_absolute() and (ROOT / path).is_file():
             path = ROOT / path

@@ -1,9 +1,9 @@
 """Configuration keys: their type, meaning, allowed values, and what may be done with them."""
 
 import dataclasses
-import os
 import reprlib
 
+from model_utils import paths
 from model_utils.errors import UserError
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -55,7 +55,7 @@ class Key:
             # Shortened: a few lines of YAML aliases can stand for a value of gigabytes.
             shown = reprlib.repr(value)[:100]
             raise UserError(f"{name}: {shown} ({where}) is not allowed; allowed: {self.allowed()}")
-        return parsed
+        return paths.expanded(parsed, f"{name} ({where})") if self.path else parsed
 
     def _convert(self, value):
         if isinstance(value, list | dict | tuple) and not isinstance(self.default, tuple):
@@ -82,7 +82,7 @@ class Key:
             return None
         if self.choices:
             return {choice.lower(): choice for choice in self.choices}.get(text.lower())
-        return os.path.expanduser(text) if self.path and text.startswith("~") else text
+        return text
 
     def _inside(self, value):
         numbers = value if isinstance(value, tuple) else (value,)

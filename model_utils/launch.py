@@ -22,9 +22,10 @@ import socket
 import sys
 from pathlib import Path
 
-from model_utils import cli, config, rank_table
+from model_utils import cli, config, paths, rank_table
 from model_utils.errors import UserError
 from model_utils.keys import COMMON
+from model_utils.meeting import Meeting
 
 ROOT = config.ROOT
 OWN_OPTIONS = {
@@ -35,6 +36,7 @@ OWN_OPTIONS = {
     "log_dir": "folder of the processes' logs; default: <output_dir>/processes/<time>",
     "cluster_time_out": "seconds the processes wait for one another at the start; default 600",
 }
+LOCAL = "127.0.0.1"  # where one host's processes meet
 MASTER_PORT = 8118  # msrun's own default
 MAX_PROCESSES = 1024
 
@@ -43,7 +45,7 @@ MAX_PROCESSES = 1024
 class Job:
     """What one host runs: a command, what it adds to the environment, and the ranks of its processes.
 
-    `alone`: all processes of the run are on this host.
+    `alone`: all processes of the run are on this host. `meeting`: where they meet, on this host or another.
     """
 
     command: list
@@ -51,6 +53,7 @@ class Job:
     title: str = ""
     ranks: range = range(1)
     alone: bool = True
+    meeting: Meeting | None = None
 
 
 def main(argv=None):
@@ -63,6 +66,9 @@ def main(argv=None):
             print(f"  --{name}: {meaning}")
         return 0
     own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+    for name, value in own.items():
+        if name != "dry_run" and (value is True or not value.strip()):
+            raise UserError(f"{name} needs a value: {OWN_OPTIONS[name]}")
     jobs, here = plan(script, given, options, own)
     if _flag(own, "dry_run"):
         for job in jobs:
@@ -77,6 +83,8 @@ def main(argv=None):
         os.execve(sys.executable, [sys.executable, *job.command[1:]], environment)
     from model_utils import processes
 
+    if job.meeting is not None:
+        job.meeting.check()
     return processes.run(job, environment)
 
 
@@ -100,8 +108,15 @@ def _read_script(argv):
     )
     parser.add_argument("--newest", metavar="KEY", help="default of this key: the experiment's output_dir")
     parser.add_argument("--name", default="python -m model_utils.launch … --", help="shown in messages")
-    parser.add_argument("--caller", default=os.getcwd(), help="folder that relative paths start from")
+    parser.add_argument("--caller", help="folder that relative paths start from")
     script = parser.parse_args(argv[:cut])
+    if script.caller is None:
+        try:
+            script.caller = os.getcwd()
+        except OSError as error:
+            raise UserError(
+                f"the current folder is gone ({error.strerror}); change to another one"
+            ) from error
     forms = script.form or [""]
     script.form = [dict(word.split("=", 1) for word in form.split()) for form in forms]
     return script, argv[cut + 1 :]
@@ -133,17 +148,24 @@ def _split(script, arguments):
 
 
 def _is_path(key):
-    return key in ("config", "result", "file_name") or key.endswith(
-        ("_dir", "_path", "_root", "_file", "_url")
-    )
+    """Whether a key names a file or folder; a method's, which take seconds to import, by their names."""
+    if key in COMMON:
+        return COMMON[key].path
+    named = ("config", "pretrained", "model", "class_names")
+    return key in named or key.endswith(("_dir", "_path", "_root", "_file", "_url"))
 
 
 def _from_caller(key, value, caller):
     """A path as the caller meant it: what exists there, else what the repository has, else new there."""
-    if not _is_path(key) or not isinstance(value, str) or not value or "://" in value or caller == ROOT:
+    if not _is_path(key) or not isinstance(value, str) or not value or "://" in value:
+        return value
+    if key == "pretrained" and value in ("auto", "none"):
+        return value
+    value = paths.expanded(value, key)
+    if caller == ROOT:
         return value
     here = caller / value
-    return value if not here.exists() and (ROOT / value).exists() else os.path.abspath(here)
+    return value if not os.path.exists(here) and os.path.exists(ROOT / value) else os.path.abspath(here)
 
 
 # The plan
@@ -159,7 +181,11 @@ def plan(script, given, options, own):
     """
     caller = Path(script.caller)
     given = {
-        key: os.path.abspath(caller / word) if key == "@rank_table" else _from_caller(key, word, caller)
+        key: (
+            os.path.abspath(caller / paths.expanded(word, "rank table"))
+            if key == "@rank_table"
+            else _from_caller(key, word, caller)
+        )
         for key, word in given.items()
     }
     options = {key: _from_caller(key, value, caller) for key, value in options.items()}
@@ -178,8 +204,12 @@ def plan(script, given, options, own):
     if count == 1:
         return [Job([sys.executable, *program], environment)], lambda: 0
     environment |= _processes_environment(script.target, count)
-    options = {"worker_num": count, "local_worker_num": count, "master_port": _port(own, free=True)}
-    return [Job(_msrun(options, settings, own, program), environment, ranks=range(count))], lambda: 0
+    meeting = Meeting(own.get("master_addr", LOCAL), _port(own, free=True))
+    options = {"worker_num": count, "local_worker_num": count, "master_port": meeting.port}
+    if "master_addr" in own:
+        options["master_addr"] = meeting.address
+    command = _msrun(options, settings, own, program)
+    return [Job(command, environment, ranks=range(count), meeting=meeting)], lambda: 0
 
 
 def _as_arguments(settings):
@@ -253,7 +283,8 @@ def _plan_rank_table(table, program, settings, own):
             command, environment = [sys.executable, *program], _device_environment("Ascend", host.devices)
         else:
             command = _msrun(options, settings, own, program)
-        jobs.append(Job(command, environment, title, ranks, not several))
+        meeting = Meeting(options.get("master_addr", LOCAL), port, here=index == 0)
+        jobs.append(Job(command, environment, title, ranks, not several, meeting))
     return jobs, lambda: _node_rank(table, own)
 
 
@@ -282,8 +313,8 @@ def _port(own, free):
 
 def _msrun(options, settings, own, program):
     wait = str(own.get("cluster_time_out", 600))
-    if not re.fullmatch(r"[0-9]{1,6}", wait):
-        raise UserError(f"cluster_time_out: {wait!r:.40} is not a number of seconds")
+    if not re.fullmatch(r"[0-9]{1,6}", wait) or int(wait) == 0:
+        raise UserError(f"cluster_time_out: {wait!r:.40} is not a number of seconds above 0")
     now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     log_dir = own.get("log_dir") or os.path.join(output_dir(settings), "processes", now)
     # No process's log is followed by msrun (its number is that of none): processes.py shows the first one.
@@ -305,7 +336,7 @@ def output_dir(settings):
     found = next(
         (layer["output_dir"] for layer in layers if "output_dir" in layer), COMMON["output_dir"].default
     )
-    return str(found)
+    return paths.expanded(str(found), "output_dir")
 
 
 def shown(job):

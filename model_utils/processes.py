@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from model_utils import optional
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
@@ -21,10 +22,12 @@ POLL_SECONDS = 0.05
 FAILED_SECONDS = 3.0  # for the others to end after one has failed, before they are killed
 SIGNALLED_SECONDS = 60.0  # to save and leave after a signal; the graph compiler may hold a process up
 USER_ERROR = 2
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # MindSpore's own lines, e.g. "[WARNING] DISTRIBUTED(123,7f…,python):2026-…": for the log file only.
 NOISE = re.compile(rb"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\([0-9]+,")
 EXCEPTION = re.compile(r"[A-Za-z_][A-Za-z_.]*(Error|Exception)\b")
 STARTED = re.compile(r"^Start (scheduler|worker) process(?: with rank id:(\d+))?", re.MULTILINE)
+NO_SERVER = "Failed to init the tcp server"  # MindSpore's scheduler, when its port is taken
 PEER = "stopped because of an error on rank"
 
 
@@ -72,6 +75,11 @@ class Worker:
         lines = [line for line in self._lines() if line.startswith("error: ")]
         return lines[-1][len("error: ") :] if lines and self.status in (USER_ERROR, -signal.SIGKILL) else ""
 
+    def was_leaving(self):
+        """Whether the last thing it wrote is an exception that nobody caught."""
+        lines = self._lines()
+        return bool(lines and EXCEPTION.match(lines[-1]))
+
     def last_line(self):
         """The line of the last exception it printed, else its last line; "" for an empty log."""
         lines = self._lines()
@@ -83,12 +91,14 @@ class Watch:
     """The processes of one `msrun` on this host.
 
     Args:
-        msrun: its Popen. ranks: those of this host. log_dir: where their logs are.
-        alone: whether all ranks are on this host.
+        msrun: its Popen. job: the launch.Job it runs. log_dir: where the logs are.
     """
 
-    def __init__(self, msrun, ranks, log_dir, alone):
+    def __init__(self, msrun, job, log_dir):
         import psutil
+
+        ranks, alone = job.ranks, job.alone
+        self.port = job.meeting.port if job.meeting else None
 
         self.msrun, self.ranks, self.log_dir = msrun, ranks, Path(log_dir)
         self.alone = alone
@@ -124,7 +134,11 @@ class Watch:
         return len(self.workers) == len(self.ranks) and all(w.ended for w in self.workers.values())
 
     def _find_workers(self):
-        """Match msrun's children with what it says it starts, in order; a child may have died by now."""
+        """Match msrun's children with the ranks it says it starts.
+
+        A child's environment tells which it is. msrun has other children for moments, and a worker may die
+        before it was looked at: such ones are told by their order, once everything was started.
+        """
         import psutil
 
         if len(self.workers) == len(self.ranks):
@@ -133,11 +147,29 @@ class Watch:
             for child in sorted(self.tree.children(), key=lambda child: (child.create_time(), child.pid)):
                 self.children.setdefault(child.pid, child)
         started = STARTED.findall(self._said())
-        for child, (role, rank) in zip(self.children.values(), started):  # noqa: B905 - one may lag behind
-            if role == "scheduler" and self.scheduler is None:
-                self.scheduler = Worker(child, None, self.log_dir / "scheduler.log")
-            if role == "worker" and child.pid not in self.workers:
-                self.workers[child.pid] = Worker(child, int(rank), self.log_dir / f"worker_{rank}.log")
+        unknown = []
+        for child in self.children.values():
+            role, rank = _role(child)
+            if role is None:
+                unknown.append(child)
+            else:
+                self._found(child, role, rank)
+        if sum(role == "worker" for role, _ in started) == len(self.ranks):
+            waiting = [item for item in started if not self._has(*item)]
+            gone = [child for child in unknown if not _lives(child)][-len(waiting) :] if waiting else []
+            for child, (role, rank) in zip(gone, waiting):  # noqa: B905 - one may lag behind
+                self._found(child, role, rank)
+
+    def _has(self, role, rank):
+        if role == "scheduler":
+            return self.scheduler is not None
+        return any(worker.rank == int(rank) for worker in self.workers.values())
+
+    def _found(self, child, role, rank):
+        if role == "scheduler" and self.scheduler is None:
+            self.scheduler = Worker(child, None, self.log_dir / "scheduler.log")
+        if role == "worker" and child.pid not in self.workers:
+            self.workers[child.pid] = Worker(child, int(rank), self.log_dir / f"worker_{rank}.log")
 
     def _said(self):
         """What msrun has written itself."""
@@ -226,6 +258,10 @@ class Watch:
         number = self.signal
         stopped = {128 + number, -number, -signal.SIGKILL} if number is not None else set()
         failed = [w for w in self.workers.values() if w.status and w.status not in stopped]
+        if self.first_failed in failed and self.first_failed.status == -signal.SIGKILL:
+            # msrun kills the others once one has failed, and says which one that was.
+            named = re.search(r"Worker process (\d+) exit with exception", self._said())
+            self.first_failed = self.workers.get(int(named.group(1)) if named else 0, self.first_failed)
         if self.first_failed is self.scheduler and self.scheduler is not None:
             return next((w for w in failed if w.error()), self.scheduler)
         if self.first_failed not in failed:
@@ -243,13 +279,20 @@ class Watch:
             # It hears from every rank: one on another host fell silent half a minute ago.
             ranks = re.search(r"node list is: \[const vector\]\{([0-9, ]+)\}", failed.text())
             who = f"rank {ranks.group(1)} is gone" if ranks else "the scheduler failed"
+            if NO_SERVER in failed.text():
+                raise UserError(f"master_port: {self.port} is in use; choose another --master_port")
             print(
                 f"error: {who}; the others were stopped; scheduler's log: {failed.log_path}", file=sys.stderr
             )
             return 1
         if failed.error():
             raise UserError(f"rank {failed.rank}: {failed.error()}")
-        how = f"was killed by {_name(-failed.status)}" if failed.status < 0 else f"failed ({failed.status})"
+        if failed.status == -signal.SIGKILL and failed.was_leaving():
+            how = "failed"  # msrun killed it on its way out
+        elif failed.status < 0:
+            how = f"was killed by {_name(-failed.status)}"
+        else:
+            how = f"failed ({failed.status})"
         said = failed.last_line()
         said = f"; its last line: {said[:300]}" if said else ""
         print(
@@ -259,11 +302,51 @@ class Watch:
         return 1
 
 
+def _role(process):
+    """("scheduler", None) or ("worker", rank as text) by a process's environment; (None, None) if that says
+    nothing, or the process has ended."""
+    import psutil
+
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return None, None
+    role = {"MS_SCHED": "scheduler", "MS_WORKER": "worker"}.get(environment.get("MS_ROLE"))
+    rank = environment.get("RANK_ID", "")
+    return (role, rank) if role == "scheduler" or (role and rank.isdigit()) else (None, None)
+
+
+def _lives(process):
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def _name(number):
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _open_log(log_dir, ranks):
+    """msrun's own log in the folder of logs; UserError unless msrun can write all of them there."""
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("scheduler.log", *(f"worker_{rank}.log" for rank in ranks)):
+            with open(log_dir / name, "ab"):
+                pass
+            (log_dir / name).unlink()  # of an earlier run
+        return open(log_dir / "msrun.log", "wb")
+    except OSError as error:
+        place = error.filename or log_dir
+        raise UserError(
+            f"cannot write the processes' logs into {log_dir}: {place}: {error.strerror}; "
+            "choose another --log_dir or --output_dir"
+        ) from error
 
 
 def run(job, environment):
@@ -273,13 +356,12 @@ def run(job, environment):
     with a line that names the process when one of them died otherwise; 128 + number after a signal.
     """
     log_dir = next(word.split("=", 1)[1] for word in job.command if word.startswith("--log_dir="))
-    try:
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-        log = open(Path(log_dir) / "msrun.log", "wb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"cannot write the processes' logs into {log_dir}: {error.strerror}; choose another --output_dir"
-        ) from error
+    optional.require("psutil", "to watch several processes")
+    log = _open_log(Path(log_dir), job.ranks)
+    early = []
+    for number in HANDLED:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, frame: early.append(number))
     with log:
         try:
             msrun = subprocess.Popen(
@@ -294,8 +376,10 @@ def run(job, environment):
             )
         except OSError as error:
             raise UserError(f"cannot run msrun: {error.strerror}; it comes with MindSpore") from error
-        watch = Watch(msrun, job.ranks, log_dir, job.alone)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        watch = Watch(msrun, job, log_dir)
+        for number in HANDLED:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 signal.signal(number, watch.on_signal)
+        for number in early:
+            watch.on_signal(number, None)
         return watch.run()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model_utils import optional
 from model_utils.checkpoint import atomic
 
 log = logging.getLogger("run")
@@ -77,7 +78,8 @@ class Metrics:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         if tensorboard:
-            self.events = Events(Path(output_dir) / "events", keep_until)
+            with self._tensorboard_may_be_broken():
+                self.events = Events(Path(output_dir) / "events", keep_until)
 
     def write(self, kind, step, values, **labels):
         """Record scalars. kind: "train", "validation" or "test"; step: steps done over all phases."""
@@ -89,7 +91,7 @@ class Metrics:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
         if self.events is not None:
-            with self._disk_may_be_full():
+            with self._disk_may_be_full(), self._tensorboard_may_be_broken():
                 self.events.write({f"{kind}/{name}": value for name, value in values.items()}, step)
 
     def close(self):
@@ -98,6 +100,21 @@ class Metrics:
             if file is not None:
                 with self._disk_may_be_full():
                     file.close()
+
+    @contextlib.contextmanager
+    def _tensorboard_may_be_broken(self):
+        """Without a package that works the run goes on; metrics.jsonl holds the same figures."""
+        try:
+            yield
+        except OSError:
+            raise  # a full disk: see below
+        except Exception as error:  # tensorboardX, or protobuf below it, raises whatever it likes
+            self.events = None
+            log.warning(
+                "warning: no TensorBoard events are written, because the package tensorboardX does not work "
+                "(%s); pip install -r requirements.txt, or leave it out with --tensorboard false",
+                optional.reason_of(error),
+            )
 
     @contextlib.contextmanager
     def _disk_may_be_full(self):

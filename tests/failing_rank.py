@@ -2,8 +2,8 @@
 
     --fault NAME   only this one, and let the process end by it
 
-Faults strike rank 1 in step 4 of 6, those of a batch in the last step; rank 0 is well. Steps average a
-gradient over both ranks.
+Faults strike rank 1 in step 4 of 6, those of a batch in the last step; rank 0 is well.
+Steps average a gradient over both ranks.
 """
 
 import json

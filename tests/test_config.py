@@ -246,7 +246,8 @@ def allowed(key):
     if isinstance(key.default, float):
         bounds = {"exclude_min": key.above is not None, "exclude_max": key.below is not None}
         return st.floats(low, high if high is not None else 1e300, **bounds)
-    return st.text(string.printable + "äλ漢🙂", max_size=20).filter(lambda text: "\0" not in text)
+    texts = st.text(string.printable + "äλ漢🙂", max_size=20).filter(lambda text: "\0" not in text)
+    return texts.filter(lambda text: not text.startswith("~")) if key.path else texts
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

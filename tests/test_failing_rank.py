@@ -1,6 +1,7 @@
 """One of two real processes fails: the other stops with a message (tests/failing_rank.py is what they do)."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,11 @@ def launched(folder, *arguments):
         timeout=240,
         check=False,
     )
+
+
+def assert_names_rank_1(done):
+    said = r"error: rank 1 failed( \(1\))?; the others were stopped; its last line: KeyError: .*\n"
+    assert re.fullmatch(said, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +63,10 @@ def test_reported_bug_of_one_rank_while_it_evaluates_is_named(tmp_path):
     """Where the ranks can't agree any more, the launcher ends the others."""
     done = launched(tmp_path, "--fault", "evaluation")
     assert done.returncode == 1, done.stderr + done.stdout
-    said = "error: rank 1 failed (1); the others were stopped; its last line: KeyError"
-    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1
+    assert_names_rank_1(done)
 
 
 def test_reported_bug_of_one_rank_in_training_is_named(tmp_path):
     done = launched(tmp_path, "--fault", "bug")
     assert done.returncode == 1, done.stderr + done.stdout
-    assert done.stderr.startswith(
-        "error: rank 1 failed (1); the others were stopped; its last line: KeyError"
-    )
-    assert len(done.stderr.splitlines()) == 1
+    assert_names_rank_1(done)

@@ -299,16 +299,25 @@ def test_run_command_passes_a_signal_on_once(number, tmp_path):
 # What watches msrun, with a stand-in that starts processes as msrun does.
 
 STAND_IN = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 log_dir = sys.argv[1].split("=", 1)[1]
 children = []
+subprocess.run([sys.executable, "-c", "import time; time.sleep(0.2)"])  # msrun asks other programs, too
 for rank, body in sorted(enumerate(sys.argv[2:]), key=lambda pair: pair[0] != 2):  # msrun's order
     scheduler = rank == 2
     print("Start scheduler process" if scheduler else f"Start worker process with rank id:{rank}", flush=True)
     with open(f"{log_dir}/" + ("scheduler.log" if scheduler else f"worker_{rank}.log"), "w") as log:
         command = [sys.executable, "-c", body]
-        children.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        role = {"MS_ROLE": "MS_SCHED"} if scheduler else {"MS_ROLE": "MS_WORKER", "RANK_ID": str(rank)}
+        where = dict(stdout=log, stderr=log, env={**os.environ, **role})
+        children.append(subprocess.Popen(command, start_new_session=True, **where))
+said = set()
 while any([child.poll() is None for child in children]):
+    for child in children:
+        if child.returncode and child not in said:
+            said.add(child)
+            code = child.returncode
+            print(f"Worker process {child.pid} exit with exception. Error code: {code}.", flush=True)
     time.sleep(0.3)
 sys.exit(any(child.returncode for child in children))
 """

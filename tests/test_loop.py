@@ -279,6 +279,28 @@ def test_checkpoint_that_cannot_be_written_is_a_warning_until_the_last(place, tm
     assert text.count("could not be written") == 2
 
 
+def raising(error):
+    def raises(*_, **__):
+        raise error
+
+    return raises
+
+
+def test_a_runtime_error_while_saving_is_no_full_disk(place, tmp_path, monkeypatch):
+    for words in ("the tensor has no storage", "Allocate memory failed"):
+        monkeypatch.setattr(ms, "save_checkpoint", raising(RuntimeError(words)))
+        with pytest.raises(RuntimeError, match=words):
+            go(Counter(), place, tmp_path / words)
+    refused = RuntimeError("Failed to save the checkpoint")
+    refused.__cause__ = OSError(13, "Permission denied")
+    monkeypatch.setattr(ms, "save_checkpoint", raising(refused))
+    with pytest.raises(UserError, match="could not be written .Permission denied.*put that right"):
+        go(Counter(), place, tmp_path / "refused")
+    refused.__cause__ = OSError(28, "No space left on device")
+    with pytest.raises(UserError, match="could not be written .No space left on device.*make room"):
+        go(Counter(), place, tmp_path / "full")
+
+
 def test_metrics_lost_to_a_full_disk_are_told_once_and_cost_nothing_else(place, tmp_path, monkeypatch):
     monkeypatch.setattr(run_log.Events, "write", full)
     config = settings(tmp_path).replace(tensorboard=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
+from model_utils.optional import require
 from model_utils.run_log import read_metrics
 from src.evaluation.evaluate import evaluating
 
@@ -21,12 +22,8 @@ FIGURES = {
 def _pyplot():
     # An unwritable cache folder is no news to whoever trains: it takes a temporary one.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
-
-    return pyplot
+    require("matplotlib", "to draw").use("Agg")
+    return require("matplotlib.pyplot", "to draw")
 
 
 def _series(rows):
@@ -86,15 +83,14 @@ def embedding(before, after, path):
 
     Above, colour is the class; below, it is the domain. The marker is the domain in both.
     """
-    from sklearn.manifold import TSNE
-
+    manifold = require("sklearn.manifold", "to draw features")
     pyplot = _pyplot()
     figure, rows = pyplot.subplots(2, 2, figsize=(13, 12))
     titles = "before training", "after training"
     for (by_class, by_domain), collected, title in zip(rows.T, (before, after), titles, strict=True):
         features = np.concatenate([features for features, _ in collected.values()])
         perplexity = min(30, (len(features) - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+        points = manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
         highest = max(1, max(labels.max() for _, labels in collected.values()))
         begin = 0
         for marker, (domain, (part, labels)) in zip(itertools.cycle("ox^svD*P"), collected.items()):  # noqa: B905 - endless

@@ -13,6 +13,8 @@ from model_utils import interrupts
 from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
 from model_utils.keys import COMMON
+from model_utils.optional import require
+from src.exported import onnx_file
 
 log = logging.getLogger("run")
 
@@ -69,6 +71,9 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
             f"file_format: AIR is written by Ascend only, and this runs on {device_target}; "
             "use MINDIR or ONNX, or run on Ascend"
         )
+    if file_format == "ONNX":
+        require("onnx", "to write ONNX files")
+        require("onnxruntime", "to check the ONNX files written")
     network.set_train(False)
     ending = ENDINGS[file_format]
     if str(path).endswith("/") or not Path(path).name:
@@ -91,8 +96,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
 
 
 def _add_metadata(path, about):
-    import onnx
-
+    onnx = require("onnx", "to write ONNX files")
     model = onnx.load(str(path))
     texts = {
         name: value if name in PLAIN_TEXT else json.dumps(value, ensure_ascii=False)
@@ -128,8 +132,7 @@ def _write_air(network, images, path, batch_size):
 
 
 def _write_onnx(network, images, path, batch_size):
-    import onnx
-
+    onnx = require("onnx", "to write ONNX files")
     _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
     model = onnx.load(str(path))
     _rename(model.graph, model.graph.input[0].name, "images")
@@ -201,9 +204,4 @@ def _mindir_runner(path):
 
 def onnx_runner(path):
     """Function float32 images (N, C, H, W) -> logits (N, K) through onnxruntime on the CPU."""
-    import onnxruntime
-
-    # The bytes, not the path: onnxruntime refuses one that is no valid UTF-8.
-    session = onnxruntime.InferenceSession(Path(path).read_bytes(), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    return onnx_file.Session(path, ["CPUExecutionProvider"]).run

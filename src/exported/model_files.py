@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from model_utils import paths
 from model_utils.errors import UserError
+from model_utils.optional import require
 from model_utils.quiet import hide_errors
 from src import networks
 from src.data import preparation
+from src.exported import onnx_file
 from src.exported.exporting import PLAIN_TEXT, sidecar
 from src.setup import settings
 
@@ -100,7 +103,7 @@ def open_model(path, device_target="auto", device_id=0, config_path=None):
     Raises:
         UserError: no such file, another format, a damaged file, no such device.
     """
-    path = Path(path)
+    path = Path(paths.expanded(path, "model"))
     if not path.exists():
         raise UserError(
             f"model: {path} does not exist; give an .onnx, .mindir or .ckpt file or a run's folder"
@@ -122,8 +125,7 @@ def onnx_providers(device_target, device_id=0):
     Raises:
         UserError: GPU without a GPU build of onnxruntime; Ascend.
     """
-    import onnxruntime
-
+    onnxruntime = require("onnxruntime", "to run ONNX files")
     cpu, gpu = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": device_id})
     has_gpu = gpu[0] in onnxruntime.get_available_providers()
     if device_target == "Ascend":
@@ -140,52 +142,28 @@ def onnx_providers(device_target, device_id=0):
 
 def open_onnx(path, device_target="auto", device_id=0):
     """Open an ONNX file; see `open_model`."""
-    import onnxruntime
-
     path = Path(path)
-    providers = onnx_providers(device_target, device_id)
-    try:
-        # The bytes, not the path: onnxruntime refuses one that is no valid UTF-8.
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=providers)
-        metadata = session.get_modelmeta().custom_metadata_map
-    except OSError as error:
-        raise UserError(f"model: {path}: {error.strerror}") from error
-    except Exception as error:  # onnxruntime's own have no base class but this
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise UserError(f"model: {path} is damaged, or no ONNX file that onnxruntime can run") from error
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        shown = ", ".join(f"{value.name} {value.shape}" for value in inputs)
+    session = onnx_file.Session(path, onnx_providers(device_target, device_id))
+    if len(session.inputs) != 1 or len(session.inputs[0][1]) != 4:
+        shown = ", ".join(f"{name} {shape}" for name, shape in session.inputs) or "nothing"
         raise UserError(f"model: {path} takes {shown}; an image classifier takes one array (N, C, H, W)")
-    name, shape = inputs[0].name, inputs[0].shape
-    batch, size = (value if isinstance(value, int) and value > 0 else None for value in (shape[0], shape[2]))
-    place = f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}"
-    return Model(
-        path,
-        lambda images: session.run(None, {name: images})[0],
-        _decoded(metadata, path),
-        batch,
-        size,
-        place,
-        session.get_outputs()[0].shape[-1],
-    )
+    if session.kinds[0] != "tensor(float)":
+        raise UserError(f"model: {path} takes {session.kinds[0]}; images are given as float32")
+    shape = session.inputs[0][1]
+    batch, size = onnx_file.fixed(shape[0]), onnx_file.fixed(shape[2])
+    place = f"onnxruntime {session.version}, {session.provider}"
+    return Model(path, session.run, _decoded(session.metadata, path), batch, size, place, session.classes)
 
 
 def onnx_about(path):
     """What an ONNX file says of itself (`describe`), {} where another program wrote it; runs nothing."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    path = Path(path)
+    path = Path(paths.expanded(path, "model"))
     if not path.is_file():
         raise UserError(f"model: {path} does not exist; give the .onnx file that export.py wrote")
     try:
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx_file.parse(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"model: {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise UserError(f"model: {path} is damaged, or no ONNX file") from error
     return _decoded({entry.key: entry.value for entry in model.metadata_props}, path)
 
 
@@ -251,8 +229,8 @@ def _open_mindir(path, device_target, device_id):
     about, place = {}, f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
     if sidecar(path).is_file():
         try:
-            about = json.loads(sidecar(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            about = json.loads(sidecar(path).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
         about = _checked_about(about, sidecar(path))
     return Model(path, lambda images: network(ms.Tensor(images)).asnumpy(), about, batch, size, place)

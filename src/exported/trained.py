@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from model_utils import checkpoint
+from model_utils import checkpoint, paths
 from model_utils.errors import UserError
 from src import networks
 
@@ -39,7 +39,7 @@ def load(settings, path):
     Raises:
         UserError: as `checkpoint.read` and `checkpoint.fill` do, and for values that are not finite.
     """
-    path = Path(path)
+    path = Path(paths.expanded(path, "checkpoint"))
     path, values, meta = checkpoint.newest(path) if path.is_dir() else (path, *checkpoint.read(path))
     values = {name: value for name, value in values.items() if checkpoint.PREFIXED not in name}
     checkpoint.check_finite(values, path)

@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from model_utils import checkpoint
+from model_utils import checkpoint, paths
 from model_utils.errors import UserError
 from src import networks
 
@@ -35,7 +35,7 @@ def load_initial(network, config):
             return
         fill(network, values, f"the packaged weights of {config.network}")
         return
-    path = Path(wanted)
+    path = Path(paths.expanded(wanted, "pretrained"))
     if path.suffix == ".ckpt" or path.is_dir():
         values, where = _of_checkpoint(path)
         if not set(values) & {p.name for p in network.backbone.get_parameters()}:

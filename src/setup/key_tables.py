@@ -65,7 +65,10 @@ def page():
 
 
 def _defaults(changed):
-    shown = (f"`{name}: {str(key.default).lower() if key.default is True else key.default}`" for name, key in changed.items())
+    shown = (
+        f"`{name}: {str(key.default).lower() if key.default is True else key.default}`"
+        for name, key in changed.items()
+    )
     return ", ".join(shown) + "."
 
 

@@ -15,7 +15,7 @@ from model_utils import checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
-from src.evaluation import result
+from src.evaluation import plots, result
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
@@ -95,10 +95,10 @@ class Run:
         path = checkpoint.step_path(self.output_dir, self.step)
         try:
             checkpoint.save_state(self.cell.state(), self.meta(), path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             line = f"checkpoint {path} could not be written ({_reason(error)}); earlier ones are untouched"
             if required:
-                raise UserError(f"{line}; make room, then continue with --resume true") from error
+                raise UserError(f"{line}; {_mend(error)}, then continue with --resume true") from error
             log.warning("warning: %s; trying again at the next one", line)
             return
         checkpoint.prune(self.output_dir, self.config.keep_checkpoint_max)
@@ -268,7 +268,12 @@ class Run:
 
 
 def _reason(error):
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return error.strerror or str(error)
+
+
+def _mend(error):
+    """What helps against this OSError."""
+    return "make room" if error.errno in checkpoint.DISK_FULL else "put that right"
 
 
 def run(build, config, device, started):
@@ -321,8 +326,6 @@ def _train_and_finish(this, cell, metrics, interrupt):
     _log_plan(cell, config)
     plot_features = config.plot_features and device.is_main
     if plot_features:
-        from src.evaluation import plots
-
         before = plots.collect_features(cell, this.test_sets)
     try:
         this.train(metrics, interrupt)
@@ -333,15 +336,16 @@ def _train_and_finish(this, cell, metrics, interrupt):
         this.evaluate(cell.phases[-1], metrics)
     if not device.is_main:
         return 0
-    from src.evaluation import plots
-
     checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():
         checkpoint.save_cell(part, folder / name)
-    plots.curves(folder)
-    if plot_features:
-        plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
     result.write(this.result(), folder / "result.json")
+    try:
+        plots.curves(folder)
+        if plot_features:
+            plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
+    except (UserError, OSError) as error:  # a package that is missing, a full disk: the run is done
+        log.warning("warning: not all pictures were drawn: %s", error)
     for domain, value in this.accuracies.items():
         log.info("%s domain accuracy: %.4f", domain, value)
     log.info("finished %d steps in %.0f s; results in %s", this.step, this.seconds(), folder)

@@ -2,47 +2,19 @@
 
 import contextlib
 import fcntl
+import os
 from pathlib import Path
 
 from model_utils import checkpoint
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
-# Keys that may differ between a run and its continuation: they change no number.
-VOLATILE = {
-    "cache",
-    "num_parallel_workers",
-    "save_checkpoint_epochs",
-    "resume",
-    "output_dir",
-    "experiment",
-    "download",
-    "dataset_path",
-    "enable_modelarts",
-    "data_url",
-    "train_url",
-    "local_data_path",
-    "device_id",
-    "eval_batch_size",
-    "log_interval",
-    "keep_checkpoint_max",
-    "save_checkpoint_steps",
-    "eval_interval",
-    "tensorboard",
-    "plot_features",
-    "ckpt_path",
-    "result",
-    "ckpt_file",
-    "file_name",
-    "file_format",
-}
-
 
 @contextlib.contextmanager
 def claim(output_dir, enabled=True):
     """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
     folder = Path(output_dir)
-    if not str(output_dir).strip() or folder.resolve() == ROOT:
+    if not str(output_dir).strip() or os.path.realpath(folder) == os.path.realpath(ROOT):
         raise UserError(
             "output_dir: a run would write over the repository's own files; "
             "choose a folder such as outputs/mine"
@@ -89,7 +61,8 @@ def check_contents(folder, config):
 def check_same_settings(before, config, path):
     """UserError if the configuration stored in checkpoint `path` gives other numbers than `config`."""
     now = config.as_dict()
-    changed = [name for name in now if name not in VOLATILE and now[name] != before.get(name, now[name])]
+    fixed = [name for name in now if not config.keys[name].volatile]
+    changed = [name for name in fixed if now[name] != before.get(name, now[name])]
     if changed:
         pairs = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
         raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")

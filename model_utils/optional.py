@@ -1,0 +1,27 @@
+"""Packages that a program can do without until the moment it needs them."""
+
+import importlib
+
+from model_utils.errors import UserError
+
+
+def require(name, purpose):
+    """The module `name`; where it is missing or broken, a UserError that says what it is needed for.
+
+    purpose: completes "… is needed".
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a package that is installed wrongly raises whatever it likes
+        package = name.partition(".")[0]
+        reason = reason_of(error)
+        raise UserError(
+            f"the package {package} is needed {purpose}, and can't be imported ({reason}); "
+            "pip install -r requirements.txt"
+        ) from error
+
+
+def reason_of(error):
+    """One line of an exception: its kind, and the beginning of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
