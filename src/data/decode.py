@@ -67,8 +67,8 @@ def decode(data):
         raise Unreadable("damaged header") from error
     if height * width > MAX_PIXELS:
         raise Unreadable(
-            f"{width}x{height} pixels, more than the {MAX_PIXELS // 10**6} million that are read; "
-            "scale it down"
+            f"{width}x{height} pixels, more than the {MAX_PIXELS // 10**6} million that are read; scale it "
+            "down"
         )
     image = _webp(data) if data.startswith(b"RIFF") else _opencv(data)
     if image is None:

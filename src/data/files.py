@@ -183,8 +183,8 @@ def scan(root, left_out, empty_allowed=False):
             inside = [os.path.basename(path) for path in rest.get(NESTED, [])]
             hint = f" (it holds folders: {shortened(inside, 3)}; is it the root?)" if inside else ""
             raise UserError(
-                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){hint}; remove the folder "
-                "or fill it"
+                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){hint}; remove the folder or fill "
+                "it"
             )
         if images:
             files += images

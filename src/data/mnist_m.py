@@ -53,8 +53,8 @@ def load(root, split, download=False):
     folder = _find_published(root, split)
     if folder is None:
         raise UserError(
-            f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; "
-            f"make it with: python create_mnistm.py --mnistm_dir {root}"
+            f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; make it with: python "
+            f"create_mnistm.py --mnistm_dir {root}"
         )
     return _load_published(folder, split)
 
@@ -113,8 +113,8 @@ def _read_image(path):
         return image
     if image.shape[:2] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
         raise UserError(
-            f"{shown(path)}: {image.shape[1]}x{image.shape[0]} pixels, expected {PUBLISHED_SIZE}x"
-            f"{PUBLISHED_SIZE}; unpack the published archive again"
+            f"{shown(path)}: {image.shape[1]}x{image.shape[0]} pixels, expected "
+            f"{PUBLISHED_SIZE}x{PUBLISHED_SIZE}; unpack the published archive again"
         )
     border = (PUBLISHED_SIZE - SIZE) // 2
     return image[border:-border, border:-border]

@@ -196,8 +196,8 @@ class Reader:
                 self._room = found is None or found[0] > found[1] * RESERVE
                 if not self._room:
                     log.warning(
-                        "warning: cache memory: %d of %d images fit; the others are decoded anew in "
-                        "each epoch",
+                        "warning: cache memory: %d of %d images fit; the others are decoded anew in each "
+                        "epoch",
                         len(self.kept),
                         len(self.files),
                     )
