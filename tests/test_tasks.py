@@ -161,11 +161,13 @@ def test_published_mnist_m_is_not_taken_for_an_image_folder(tmp_path):
     """Its two folders of images look like two classes."""
     for part in ("train", "test"):
         for number in range(4):
-            draw(tmp_path / f"mnist_m_{part}" / f"{number:08}.png", 1)
+            path = tmp_path / f"mnist_m_{part}" / f"{number:08}.png"
+            path.parent.mkdir(exist_ok=True)
+            assert cv2.imwrite(str(path), np.full((32, 32, 3), number, np.uint8))
         lines = [f"{number:08}.png {number}" for number in range(4)]
         (tmp_path / f"mnist_m_{part}_labels.txt").write_text("\n".join(lines))
-    task = opened(source_dataset_name="mnist_m", source_image_root=tmp_path)
-    assert task.classes == tuple("0123456789")
+    task = opened(source_dataset_name="mnist_m", source_image_root=tmp_path, validation_size=0)
+    assert task.classes == tuple("0123456789") and task.test(Preparation(28))["source"].total == 4
 
 
 def test_digits_can_be_adapted_to_photographs_of_digits(tmp_path):

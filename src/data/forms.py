@@ -13,7 +13,7 @@ from src.data.domains import ArrayDomain, FileDomain, looks_like_images, open_fi
 from src.data.files import shown
 from src.data.keys import KEYS
 from src.data.sets import PACS_ROOT, open_set
-from src.data.split import DIGITS
+from src.data.split import DIGITS, Missing
 
 log = logging.getLogger("run")
 
@@ -103,13 +103,14 @@ def _same(one, other):
 
 def _of_pair(config, side, left_out):
     name, root = getattr(config, f"{side}_dataset_name"), getattr(config, f"{side}_image_root")
-    if not name or name.lower() in FILES or not _digits_there(name, root, config):
+    found = {}
+    if not name or name.lower() in FILES or not _is_digit_set(name, root, found):
         draw(None, name or "an image folder", config.protocol, config.seed)
         return open_files(root, f"{side}_image_root", config, left_out, side == "target").rename(side)
 
     def load(split):
         try:
-            loaded = data.load(name, root, split, config.download)
+            loaded = found.pop(split, None) or data.load(name, root, split, config.download)
         except UserError as error:
             if os.path.lexists(root) or not root:
                 raise
@@ -126,9 +127,19 @@ def _of_pair(config, side, left_out):
     return ArrayDomain(DIGITS, load, parts).rename(side)
 
 
-def _digits_there(name, root, config):
-    """Whether a root is to be read as the digit set `name`: its files are there, or nothing else is."""
-    return data.find(name).present(root) or not looks_like_images(root)
+def _is_digit_set(name, root, found):
+    """Whether a root is to be read as the digit set `name`: its files are there, or at least no other images.
+
+    What is read to find that out goes into `found`, {split: Split}.
+    """
+    data.find(name)
+    if not looks_like_images(root):
+        return True
+    try:
+        found["test"] = data.load(name, root, "test")
+    except Missing:
+        return False
+    return True
 
 
 def _set(config, left_out, least_sources):
