@@ -114,7 +114,7 @@ def _stored(given, overlay, checkpoint_key):
 
 
 def _own_names(layer, names, where):
-    """`layer` with published names replaced by the keys they stand for, and their values by the keys' values."""
+    """`layer` with published names and their values replaced by the keys and values they stand for."""
     own = {}
     for name, value in layer.items():
         alias = names.get(name, name)
@@ -126,7 +126,7 @@ def _own_names(layer, names, where):
 
 
 def _without_other_networks(layer, keys, where):
-    """An overlay without keys of the network that it was written for, where the command line names another."""
+    """An overlay without the keys of its own network, where the command line names another."""
     foreign = [name for name in layer if name not in keys and _network_of(name)]
     if foreign:
         warnings.warn(
@@ -171,7 +171,8 @@ def print_help(settings, program):
     """List every key of the chosen experiment with its default, meaning and allowed values."""
     print(f"usage: python {program} [--config configs/X.yaml] [--key value …]\n")
     print(
-        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this experiment "
+        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this "
+        "experiment "
         f"({settings.experiment}):\n"
     )
     names = aliases(settings.method)
