@@ -193,7 +193,7 @@ def test_reported_what_was_left_out_is_counted_and_named_once(rgb, caplog):
     ((_, loader),) = task.test(VIEW).items()
     for _ in range(3):
         assert sum(len(labels) for _, labels in loader) == 10
-    assert task.images == {"val test": 10}
+    assert task.images == {"val": 10}
     assert sorted(task.left_out["truncated JPEG"]) == sorted(map(str, bad))
     assert [caplog.text.count(str(path)) for path in bad] == [1, 1]
 

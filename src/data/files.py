@@ -54,8 +54,8 @@ class LeftOut:
 
     def tell(self, reason, paths, where):
         """Note files and log one line about the new ones; with `strict` they are a UserError."""
-        line = f"{where}: {len(paths)} {reason}: {shortened([shown(path) for path in paths[:3]], 3)}"
-        line += f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        names = [*map(shown, paths[:3]), *paths[3:]]
+        line = f"{where}: {reason} ({len(paths)}): {shortened(names, 3)}"
         if self.strict:
             raise UserError(f"{line}; remove them, or leave out --strict")
         if self.add(reason, paths):

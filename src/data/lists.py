@@ -177,7 +177,7 @@ class KfoldLists:
             else:
                 missing.append(f"{domain}/{name}")
         if missing:
-            self.left_out.tell(MISSING, missing, f"{path}: {shown(listing.root.parent)} lacks")
+            self.left_out.tell(MISSING, missing, shown(path))
         if not chosen:
             raise UserError(f"{path}: lists no image that is there; replace it by the official list")
         return chosen
