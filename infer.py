@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from model_utils import cli
+from model_utils import cli, paths
 from model_utils.errors import UserError, shortened
 
 RESULTS = "result_Files"
@@ -66,6 +66,9 @@ def arguments(argv=None):
     folder.add_argument("--result_dir", metavar="DIR", help=f"folder to make {RESULTS}/ and acc.log in")
     folder.add_argument("--strict", action="store_true", help="stop at an image that can't be read")
     options = parser.parse_args(argv)
+    for name in ("model", "config", "class_names", "dataset_path", "result_dir"):
+        value = getattr(options, name)
+        setattr(options, name, value and paths.expanded(value, name))
     if bool(options.images) == bool(options.dataset_path):
         parser.error("give images, or a labelled folder with --dataset_path")
     if bool(options.dataset_path) != bool(options.result_dir):
@@ -83,6 +86,7 @@ def find_images(words):
 
     found = []
     for word in words:
+        word = paths.expanded(word, "images")
         if os.path.isdir(word):
             below = sorted(os.path.join(base, name) for base, _, names in os.walk(word) for name in names)
             files = [path for path in below if path.lower().endswith(EXTENSIONS)]

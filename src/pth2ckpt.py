@@ -1,6 +1,8 @@
 """Converts published PyTorch weights of HarDNet: python -m src.pth2ckpt --pth FILE.pth --ckpt FILE.ckpt
 
-Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise).
+Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise),
+--weights NAME: which of several sets of weights in the file, state_dict_ema for instance, or ema for short
+(default: state_dict).
 """
 
 from model_utils import interrupts
@@ -8,35 +10,79 @@ from model_utils import interrupts
 if __name__ == "__main__":
     interrupts.guard()
 
+import logging
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from model_utils import cli
+from model_utils import cli, paths, run_log
 from model_utils.config import read_arguments
 from model_utils.errors import UserError, shortened
 
-USAGE = "usage: python -m src.pth2ckpt --pth FILE.pth --ckpt FILE.ckpt [--variant 85] [--class_num 1000]"
+USAGE = (
+    "usage: python -m src.pth2ckpt --pth FILE.pth --ckpt FILE.ckpt "
+    "[--variant 85] [--class_num 1000] [--weights ema]"
+)
+log = logging.getLogger("run")
+
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _WRAPPED = "module."  # what torch.nn.DataParallel puts before every name
 _COUNTER = ".num_batches_tracked"  # PyTorch's count of training steps, which evaluation has no use for
 
 
-def read_state(path):
+def _is_weights(value):
+    return isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values())
+
+
+def choose(loaded, path, wanted=None):
+    """The weights in what a `.pth` file holds: itself, or one of its entries; a choice is logged.
+
+    Args:
+        wanted: the entry's name, or "ema" for the one that has this in its name; None: "state_dict", else
+            the only one there is.
+
+    Raises:
+        UserError: no such entry, or several and none was asked for.
+    """
+    found = {} if _is_weights(loaded) or not isinstance(loaded, dict) else loaded
+    names = [name for name, value in found.items() if isinstance(name, str) and _is_weights(value)]
+    shown = shortened(names, 5) or "none"
+    if wanted is not None:
+        chosen = [name for name in names if name == wanted]
+        chosen = chosen or [name for name in names if wanted == "ema" and "ema" in name.lower()]
+        if len(chosen) != 1:
+            raise UserError(f"weights: {path} has no single entry {wanted!r:.60} of weights; it has {shown}")
+        log.info("%s: weights %s taken; there are %s", path, chosen[0], shown)
+        return loaded[chosen[0]]
+    if "state_dict" in found:
+        others = [name for name in names if name != "state_dict"]
+        if others:
+            log.info(
+                "%s: weights state_dict taken; it also holds %s (--weights %s)",
+                path,
+                shortened(others, 5),
+                others[0],
+            )
+        return loaded["state_dict"]
+    if len(names) > 1:
+        raise UserError(f"{path} holds several sets of weights, {shown}; choose one with --weights NAME")
+    return loaded[names[0]] if names else loaded
+
+
+def read_state(path, weights=None):
     """{name: numpy array} of a `.pth` file: a state_dict, or a training checkpoint that holds one.
 
-    Names lose DataParallel's "module."; a batch normalisation's step counter is left out.
+    Names lose DataParallel's "module."; a batch normalisation's step counter is left out. `weights`: which
+    entry of a training checkpoint, see `choose`.
 
     Raises:
         UserError: no such file, not a PyTorch file, no state_dict.
     """
     from model_utils.restricted_pickle import load_torch
 
-    state = load_torch(path)
-    if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
+    state = choose(load_torch(path), path, weights)
     if not isinstance(state, dict) or not state:
         raise UserError(
             f"{path} holds no state_dict; save the network's with torch.save(network.state_dict(), …)"
@@ -113,10 +159,11 @@ def fill(network, values, path):
         ms.ops.assign(parameters[ours], ms.Tensor(weights[theirs]))
 
 
-def convert(pth, ckpt, variant=None, class_num=None):
+def convert(pth, ckpt, variant=None, class_num=None, weights=None):
     """Write the weights in the PyTorch file `pth` as the checkpoint `ckpt`, atomically.
 
-    The variant and the number of classes are stored with it, for eval.py and export.py.
+    The variant and the number of classes are stored with it, for eval.py and export.py. `weights`: which
+    ones of several in the file, see `choose`.
 
     Returns:
         The network that was written, in evaluation mode.
@@ -129,7 +176,7 @@ def convert(pth, ckpt, variant=None, class_num=None):
 
     if Path(ckpt).suffix != ".ckpt":
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
-    values = read_state(pth)
+    values = read_state(pth, weights)
     variant = variant or infer_variant(values, pth)
     if class_num is None:
         heads = [value for name, value in values.items() if re.fullmatch(r"base\.\d+\.3\.bias", name)]
@@ -155,7 +202,7 @@ def main():
     if "help" in given:
         print(__doc__.strip())
         return 0
-    known = ("pth", "ckpt", "variant", "class_num")
+    known = ("pth", "ckpt", "variant", "class_num", "weights")
     for name in given:
         if name not in known:
             raise UserError(f"unknown option --{name}; {USAGE}")
@@ -170,7 +217,9 @@ def main():
     import mindspore as ms
 
     ms.set_device("CPU")  # nothing is computed here; no accelerator has to be taken for it
-    network = convert(given["pth"], given["ckpt"], given.get("variant"), number)
+    run_log.setup()
+    files = (paths.expanded(given[name], name) for name in ("pth", "ckpt"))
+    network = convert(*files, given.get("variant"), number, given.get("weights"))
     count = len(list(network.get_parameters()))
     print(f"{given['ckpt']}: HarDNet {network.variant}, {network.class_num} classes, {count} parameters")
     return 0

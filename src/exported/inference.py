@@ -2,16 +2,19 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 
-from model_utils.errors import UserError
+from model_utils import paths
+from model_utils.errors import UserError, shortened
 from src.data import image_folder
 
 log = logging.getLogger("run")
 
 TOP = 5
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that Windows' editors begin such a text with
 USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
 
 
@@ -36,21 +39,50 @@ def class_names(model, count, names_file=None):
     if not names_file:
         return known
     try:
-        lines = Path(names_file).read_text(encoding="utf-8").splitlines()
+        content = Path(paths.expanded(names_file, "class_names")).read_bytes()
+        text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
     except OSError as error:
         raise UserError(f"class_names: {names_file}: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"class_names: {names_file} is no UTF-8 text; give one name per line") from error
-    lines = [line.strip() for line in lines if line.strip()]
-    by_folder = dict(line.split(maxsplit=1) for line in lines if " " in line or "\t" in line)
-    if known and set(known) <= set(by_folder):
-        return [by_folder[name] for name in known]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    keyed = [tuple(line.split(maxsplit=1)) for line in lines if len(line.split(maxsplit=1)) == 2]
+    if known and set(known) & {key for key, _ in keyed}:
+        return _by_folder(known, keyed, names_file)
+    if known and len(lines) == count and sorted(known, key=_natural) != list(known):
+        at = next(i for i, name in enumerate(sorted(known, key=_natural)) if name != known[i])
+        raise UserError(
+            f"class_names: {names_file} has no folder names, and the class folders are in the order "
+            f"{shortened(known[: at + 2], at + 2)}, … of text, not of numbers: line {at + 1} would name "
+            f"folder {known[at]}; write lines `folder name`"
+        )
     if len(lines) != count:
         raise UserError(
             f"class_names: {names_file} has {len(lines)} names, but the model has {count} classes; give one "
             "name per line in the order of the classes"
         )
     return lines
+
+
+def _by_folder(known, keyed, names_file):
+    """The names of the folders `known` out of (folder, name) pairs; UserError unless each has just one."""
+    names = {}
+    for folder, name in keyed:
+        if names.setdefault(folder, name) != name and folder in known:
+            raise UserError(f"class_names: {names_file} names {folder} twice, {names[folder]} and {name}")
+    missing = [folder for folder in known if folder not in names]
+    if missing:
+        raise UserError(
+            f"class_names: {names_file} has no name for {shortened(missing, 3)}; give a line "
+            "`folder name` for every class"
+        )
+    log.info("class names: %s", shortened([f"{folder} = {names[folder]}" for folder in known], 3))
+    return [names[folder] for folder in known]
+
+
+def _natural(name):
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 # Images to logits
