@@ -58,6 +58,7 @@ def resolve(options):
 def build(settings, place):
     """A new train cell, as in a new process."""
     import mindspore as ms
+
     from src.data.tasks import open_task
     from src.train_cells import find_method
 
