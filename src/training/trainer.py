@@ -159,6 +159,11 @@ class Trainer:
         """Scalars on held-out training data, by name; never anything that reads a target label."""
         return {}
 
+    @staticmethod
+    def evaluation_batch(config):
+        """Images per evaluation step."""
+        return config.eval_batch_size
+
     def published_files(self):
         """{file name: nn.Cell} written beside the last checkpoint, under the names users know."""
         return {}
