@@ -10,7 +10,7 @@ from test_files import COLOURS, damaged, write
 from src.data import augment, files, transforms
 from src.data.domains import split_validation
 from src.data.files import LeftOut
-from src.data.loaders import ArrayTestLoader, ArrayTrainLoader, Arrays, FileTestLoader, FileTrainLoader, Plan
+from src.data.loaders import Arrays, ArrayTestLoader, ArrayTrainLoader, FileTestLoader, FileTrainLoader, Plan
 from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from src.data.reading import Reader, Workers
 from src.data.split import Split

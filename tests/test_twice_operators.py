@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 from src import ops as cpu_ops
 from src.ops._pool import Pool
 from src.ops._response import Response
-from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d
+from src.ops.twice_differentiable import LocalResponseNorm, MaxPool2d, ReLU6
 
 
 def fast(kernel, stride):
@@ -176,3 +176,19 @@ def test_plain_puts_the_response_back(operators):
     assert type(norm) is Response
     half = Tensor(np.ones((1, 5, 2, 2)), ms.float16)
     np.testing.assert_array_equal(norm(half).asnumpy(), plain(half).asnumpy())
+
+
+# ReLU6.
+
+
+def test_relu6_and_its_derivatives():
+    values = np.array([-np.inf, -1, 0, 0.5, 5.9, 6, 7, np.inf, np.nan], np.float32).reshape(1, 1, 1, 9)
+    ours, theirs = (cell(Tensor(values)).asnumpy() for cell in (ReLU6(), nn.ReLU6()))
+    np.testing.assert_array_equal(ours, theirs)
+    finite = Tensor(values[..., 1:7])
+    ours, theirs = (ms.grad(lambda v, c=cell: c(v).sum())(finite).asnumpy() for cell in (ReLU6(), nn.ReLU6()))
+    np.testing.assert_array_equal(ours, theirs)
+    # min(x², 6)³ = x⁶ for 0 < x² < 6, whose second derivative is 30 x⁴
+    x = np.array([0.7, 1.5, 2.0, 2.9], np.float32).reshape(1, 1, 1, 4)
+    second = SecondDerivative(ReLU6())(Tensor(x), Tensor(np.ones_like(x))).asnumpy()
+    np.testing.assert_allclose(second, np.where(x * x < 6, 30 * x**4, 0), rtol=1e-5)

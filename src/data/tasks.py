@@ -158,7 +158,8 @@ def _folder(config, left_out):
 def rooted(config):
     """The configuration with its data sets looked up in `dataset_path`, where that is given.
 
-    Each relative `*_image_root` R becomes dataset_path/R, or dataset_path/<last part of R> where only that exists.
+    Each relative `*_image_root` R becomes dataset_path/R, or dataset_path/<last part of R> where only that
+    exists.
     """
     base, changes = config.dataset_path, {}
     if config.domain_set == "pacs" and not config.domains_image_root:

@@ -71,7 +71,8 @@ def published_names(network):
 
 
 def read(path, network):
-    """{parameter's name: array} of a published network's weights; all names and shapes must match but the classes.
+    """{parameter's name: array} of a published network's weights; all names and shapes must match but the
+    classes.
 
     Args:
         path: the authors' `.pth` file.

@@ -85,7 +85,7 @@ def accelerate(network, second_order=False):
     Every nn.Conv2d is eligible, and so are the cells of src/ops/twice_differentiable.py. Where an
     nn.SequentialCell or a `chain.Chain` has a convolution followed by BatchNorm2d, MaxPool2d (pad_mode
     "valid"), ReLU or ReLU6, these run as one operator, which saves most of their time; so does such a row
-    with a depthwise 3x3 convolution and its BatchNorm2d behind it.
+    with a depthwise 3x3 or 5x5 convolution, its BatchNorm2d and its activation behind it.
 
     Parameters, their names and order, requires_grad and training mode stay what they are, and so does every
     checkpoint. Does nothing on Ascend or GPU, or unless prepare() succeeded.

@@ -7,13 +7,11 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 
-from model_utils import interrupts
+from model_utils import cache, interrupts
 
-PROJECT = "mindspore-domain-adaptation"
 _SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 _BUILD_SECONDS = 300
@@ -97,21 +95,6 @@ def _key(compiler, mindspore_version):
     return digest.hexdigest()[:32]
 
 
-def _cache_folder():
-    """A folder that only this user can write, made if need be; None when there is none."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = os.path.join(base, PROJECT)
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        state = os.stat(folder)
-    except OSError:
-        return None
-    # Code is loaded from here: nobody else may be able to put it there.
-    if state.st_uid != os.getuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
-
-
 def _intact(name):
     """Whether the file ends in the SHA-256 of the rest. Loading a damaged one could kill the process."""
     try:
@@ -158,9 +141,9 @@ def _build(compiler, target):
 def _shared_object(mindspore_version):
     """(path, how it was come by); builds unless an intact copy is cached."""
     compiler = _compiler()
-    folder, how = _cache_folder(), "built"
+    folder, how = cache.folder(), "built"
     if folder is None:
-        folder, how = tempfile.mkdtemp(prefix=PROJECT + "-"), "built in a temporary folder"
+        folder, how = tempfile.mkdtemp(prefix=cache.PROJECT + "-"), "built in a temporary folder"
     target = os.path.join(folder, f"operators-{_key(compiler, mindspore_version)}.so")
     if _intact(target):
         return target, "from the cache"

@@ -1,7 +1,7 @@
 """A depthwise separable layer as one operator, made of two stages in a row.
 
 The first is any convolution with batch normalisation and perhaps an activation, the second a depthwise 3x3
-convolution, padding 1, with batch normalisation. Between them data never leaves oneDNN's layout, and the
+or 5x5 convolution of stride 1 or 2 with the same. Between them data never leaves oneDNN's layout, and the
 activated tensor is never written to memory.
 """
 
@@ -14,20 +14,20 @@ from src.ops import _conv, _stage
 class _Operator(nn.Cell):
     """The compiled layer with its gradient.
 
-    x (N, I, H, W), w (O, I / groups, kh, kw), depthwise w (O, 1, 3, 3), then gamma, beta, moving mean and
+    x (N, I, H, W), w (O, I / groups, kh, kw), depthwise w (O, 1, k, k), then gamma, beta, moving mean and
     variance (O,) of both normalisations -> y, what the gradient needs (three tensors), the new moving mean
     and variance of both.
     """
 
     def __init__(self, first, second, training):
         super().__init__()
-        (conv, norm1, _, activation), (depthwise, norm2, _, _) = first.parts, second.parts
-        geometry = _conv.Geometry(conv, bias=False)
-        stride = depthwise.stride[0]
-        tail = (2 if training else 1, _stage.activation_code(activation), stride)
+        (conv, norm1, _, activation1), (depthwise, norm2, _, activation2) = first.parts, second.parts
+        geometry, behind = _conv.Geometry(conv, bias=False), _conv.Geometry(depthwise, bias=False)
+        activations = _stage.activation_code(activation1), _stage.activation_code(activation2)
+        tail = (2 if training else 1, *activations, *behind.values)
         self.geometry = Tensor((*geometry.values, *tail), ms.int64)
         self.coefficients = Tensor((norm1.eps, norm1.momentum, norm2.eps, norm2.momentum), ms.float32)
-        self.forward, self.backward, self.backward_data = _functions(geometry, stride)
+        self.forward, self.backward, self.backward_data = _functions(geometry, behind)
 
     def construct(self, x, w, d, g1, b1, m1, v1, g2, b2, m2, v2):
         return self.forward(x, w, d, g1, b1, m1, v1, g2, b2, m2, v2, self.geometry, self.coefficients)
@@ -41,14 +41,13 @@ class _Operator(nn.Cell):
         return dx, dw, dd, dg1, db1, zero, zero, dg2, db2, zero, zero
 
 
-def _functions(geometry, stride):
+def _functions(geometry, behind):
     """The compiled functions: forward, gradient of the parameters, gradient of x."""
-    weight, channels = list(geometry.weight), [geometry.weight[0]]
-    depthwise = [*channels, 1, 3, 3]
+    weight, channels, depthwise = list(geometry.weight), [geometry.weight[0]], list(behind.weight)
 
     def shapes(x):
         z1 = geometry.output(x)
-        return z1, [*z1[:2], (z1[2] - 1) // stride + 1, (z1[3] - 1) // stride + 1]
+        return z1, behind.output(z1)
 
     def forward(x, *_):
         z1, z2 = shapes(x)
@@ -59,7 +58,7 @@ def _functions(geometry, stride):
         z1, _ = shapes(x)
         return weight, depthwise, channels, channels, channels, channels, _stage.blocked(z1)
 
-    variant = ("separable", geometry.values, geometry.weight, stride)
+    variant = ("separable", geometry.values, geometry.weight, behind.values, behind.weight)
     return (
         _conv.operator("separable_forward", variant, forward, 8),
         _conv.operator("separable_backward", variant, backward, 7),
@@ -117,20 +116,19 @@ def _fits(first, second):
     """Whether the stages make up a depthwise separable layer."""
     if first is None or second is None:
         return False
-    (conv, norm1, pool1, _), (depthwise, norm2, pool2, activation) = first.parts, second.parts
+    (conv, norm1, pool1, _), (depthwise, norm2, pool2, _) = first.parts, second.parts
     if norm1 is None or norm2 is None or conv.has_bias or depthwise.has_bias:
         return False
-    channels = conv.out_channels
+    channels, kernel = conv.out_channels, depthwise.kernel_size
     return (
         pool1 is None
         and pool2 is None
-        and activation is None
-        and tuple(depthwise.weight.shape) == (channels, 1, 3, 3)
+        and kernel in ((3, 3), (5, 5))
+        and tuple(depthwise.weight.shape) == (channels, 1, *kernel)
         and depthwise.group == channels
         and depthwise.stride in ((1, 1), (2, 2))
         and depthwise.dilation == (1, 1)
-        and depthwise.pad_mode == "pad"
-        and depthwise.padding in (1, (1, 1, 1, 1))
+        and max(_conv.Geometry(depthwise, bias=False).values[6:10]) < kernel[0]
     )
 
 

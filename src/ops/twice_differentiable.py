@@ -1,6 +1,7 @@
-"""Max pooling and local response normalisation that have second derivatives.
+"""Max pooling, local response normalisation and ReLU6 that have second derivatives.
 
-MindSpore's own have none on a CPU: MaxPool2d's gradient refuses to be differentiated, LRN's has no gradient.
+MindSpore's own have none on a CPU: MaxPool2d's gradient refuses to be differentiated, and those of LRN and
+ReLU6 have none.
 These give the same values. What to build them from is soon told (MindSpore 2.10 on a CPU): the gradient of a
 slice with a step fails, ops.slice has no second derivative, that of several gathers comes out wrong, and an
 index (x[..., 0]) copies number by number; ops.unstack takes a fifth of the time. Second derivatives have
@@ -82,6 +83,18 @@ class LocalResponseNorm(nn.Cell):
         for shift in range(1, 2 * self.radius + 1):
             total = total + squares[:, shift : shift + channels]
         return x * ops.pow(self.bias + self.alpha * total, -self.beta)
+
+
+class ReLU6(nn.Cell):
+    """nn.ReLU6: min(max(x, 0), 6)."""
+
+    def construct(self, x):
+        return ops.select(x > 6.0, 6.0, ops.select(x <= 0.0, 0.0, x))
+
+
+def relu6(twice):
+    """The ReLU6 of this file if `twice`, else MindSpore's, which is faster."""
+    return ReLU6() if twice else nn.ReLU6()
 
 
 def max_pool(kernel, stride, twice):
