@@ -39,7 +39,9 @@ def convert(pth, ckpt, variant=None, class_num=None):
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
     values = weights.read_state(pth)
     variant = variant or weights.infer_variant(values, pth)
-    classes = class_num or weights.class_count(values)
+    classes = weights.class_count(values)
+    if class_num not in (None, classes):
+        raise UserError(f"class_num: {pth} has {classes} classes, not {class_num}; leave it out")
     settings = experiment.load(["--method=hardnet", f"--variant={variant}", f"--num_classes={classes}"])
     network = networks.build(settings, classes)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}

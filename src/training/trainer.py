@@ -375,7 +375,7 @@ class Trainer:
                 ops.assign(own, other)
                 own.requires_grad = other.requires_grad
             # A network of its own: without a prefix its names would collide with the averaged one's.
-            trained.update_parameters_name("trained.")
+            trained.prefix_names("trained.")
             self.averages.append(Average(trained, network, config.ema_decay, config))
         else:
             precision.share_parameters(network, trained)
