@@ -45,7 +45,9 @@ def convert(pth, ckpt, variant=None, class_num=None, weights=None):
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
     values = published.read_state(pth, weights)
     variant = variant or published.infer_variant(values, pth)
-    classes = class_num or published.class_count(values)
+    classes = published.class_count(values)
+    if class_num not in (None, classes):
+        raise UserError(f"class_num: {pth} has {classes} classes, not {class_num}; leave it out")
     settings = experiment.load(["--method=hardnet", f"--variant={variant}", f"--num_classes={classes}"])
     network = networks.build(settings, classes)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
