@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError, shortened
+from model_utils.paths import expanded
 
 log = logging.getLogger("run")
 
@@ -219,7 +220,7 @@ def find(words, left_out=None):
         UserError: a word stands for nothing.
     """
     left_out, found = left_out or LeftOut(), []
-    for word in words:
+    for word in (expanded(word, "image") for word in words):
         if os.path.isdir(word):
             files = below(word, left_out)
             if not files:
