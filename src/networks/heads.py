@@ -56,10 +56,10 @@ class Classifier(nn.Cell):
 
     def __init__(self, backbone, neck, head, preparation, family):
         super().__init__(auto_prefix=False)
-        backbone.update_parameters_name(family.prefixes[0])
-        head.update_parameters_name(family.prefixes[1])
-        if neck is not None:
-            neck.update_parameters_name("bottleneck.")
+        # By their own names, not by the cells that hold them, as MindSpore's update_parameters_name would.
+        for part, prefix in ((backbone, family.prefixes[0]), (head, family.prefixes[1]), (neck, "bottleneck.")):
+            for parameter in () if part is None else part.get_parameters():
+                parameter.name = prefix + parameter.name
         self.backbone, self.neck, self.head = backbone, neck, head
         self.feature_size = backbone.feature_size if neck is None else neck.feature_size
         # Masks that drop nothing are left out, and so are those behind them: none of ours has such.
