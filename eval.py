@@ -43,7 +43,7 @@ def main():
     run_log.log.info("checkpoint: %s", loaded.path)
     ops.accelerate(network)
     task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
-    test_sets = task.test(network.preparation)
+    test_sets = task.test(network.preparation, method.evaluation_batch(settings))
     begun = time.perf_counter()
     counted = Evaluator(network, settings, place, method.COUNTS_TOP5)
     accuracies = counted.accuracies(test_sets)

@@ -1,7 +1,7 @@
 """Every method on every network, on digits in whole arrays and on folders of images.
 
-Methods and networks are found by themselves. Without DATA_ROOT each large network meets one method only, which keeps
-`make test` short; with it, or with MATRIX=full, all of them are tried.
+Methods and networks are found by themselves. Without DATA_ROOT each large network meets one method only,
+which keeps `make test` short; with it, or with MATRIX=full, all of them are tried.
 """
 
 import atexit

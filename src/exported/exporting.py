@@ -34,8 +34,8 @@ def describe(config, preparation, names=None):
         names: of the classes in the order of the logits, or None where nobody knows them.
 
     Returns:
-        {"method", "experiment", "settings": {key: value} of the recipe, "preparation": `Preparation.as_dict()`}
-        and "class_names" where they are known.
+        {"method", "experiment", "settings": {key: value} of the recipe, "preparation":
+        `Preparation.as_dict()`} and "class_names" where they are known.
     """
     recipe = {name: value for name, value in config.as_dict().items() if name not in COMMON}
     about = {"method": config.method, "experiment": config.experiment, "settings": recipe}

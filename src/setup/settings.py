@@ -7,6 +7,7 @@ is the only entry point of the commands.
 
 import dataclasses
 import difflib
+import warnings
 from pathlib import Path
 
 from model_utils import checkpoint, config
@@ -81,6 +82,8 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         # names.
         base = {name: value for name, value in base.items() if name in COMMON}
     layers[0] = ({name: value for name, value in layers[0][0].items() if name in keys}, layers[0][1])
+    if "network" in layers[-1][0]:
+        layers[1] = (_without_other_networks(layers[1][0], keys, layers[1][1]), layers[1][1])
     values = {name: key.default for name, key in keys.items()}
     for layer, where in [(base, base_path.name), *layers]:
         values.update(_parse_layer(layer, keys, where, method))
@@ -111,7 +114,7 @@ def _stored(given, overlay, checkpoint_key):
 
 
 def _own_names(layer, names, where):
-    """`layer` with published names replaced by the keys they stand for, and their values by the keys' values."""
+    """`layer` with published names and their values replaced by the keys and values they stand for."""
     own = {}
     for name, value in layer.items():
         alias = names.get(name, name)
@@ -120,6 +123,21 @@ def _own_names(layer, names, where):
             raise UserError(f"{name} ({where}) is another name of {key}; give one of them")
         own[key] = value if isinstance(alias, str) else alias.convert(name, value, where)
     return own
+
+
+def _without_other_networks(layer, keys, where):
+    """An overlay without the keys of its own network, where the command line names another."""
+    foreign = [name for name in layer if name not in keys and _network_of(name)]
+    if foreign:
+        warnings.warn(
+            f"{where}: {', '.join(foreign)} left out, which the network asked for does not have", stacklevel=2
+        )
+    return {name: value for name, value in layer.items() if name not in foreign}
+
+
+def _network_of(name):
+    """The family that has the key `name`, or None."""
+    return next((module for module in networks.modules() if name in networks.family(module).keys), None)
 
 
 def _parse_layer(layer, keys, where, method):
@@ -140,11 +158,10 @@ def _unknown(name, keys, where, method):
             return UserError(
                 f"unknown key {name} ({where}): it belongs to method {other}; add --method {other}"
             )
-    for module in networks.modules():
-        if name in networks.family(module).keys:
-            return UserError(
-                f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
-            )
+    if module := _network_of(name):
+        return UserError(
+            f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
+        )
     nearest = difflib.get_close_matches(name, [*keys, *aliases(method)], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return UserError(f"unknown key {name} ({where}): {hint}")
@@ -154,7 +171,8 @@ def print_help(settings, program):
     """List every key of the chosen experiment with its default, meaning and allowed values."""
     print(f"usage: python {program} [--config configs/X.yaml] [--key value …]\n")
     print(
-        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this experiment "
+        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this "
+        "experiment "
         f"({settings.experiment}):\n"
     )
     names = aliases(settings.method)
