@@ -38,6 +38,7 @@ def load_initial(network, config):
     path = Path(paths.expanded(wanted, "pretrained"))
     if path.suffix == ".ckpt" or path.is_dir():
         values, where = _of_checkpoint(path)
+        values = family.renamed(values, network)
         if not set(values) & {p.name for p in network.backbone.get_parameters()}:
             values = family.read_published(variant, path, network)
     else:
