@@ -142,9 +142,7 @@ def test_reported_every_common_key_that_names_a_path_says_so():
     assert [name for name, key in COMMON.items() if name.endswith(ENDINGS) and not key.path] == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="not marked yet; remove this line when they are"
-)
+@pytest.mark.xfail(strict=True, reason="not marked yet; remove this line when they are")
 def test_reported_every_key_of_a_method_that_names_a_path_says_so():
     keys = {name: key for method in method_names() for name, key in find_method(method).KEYS.items()}
     assert [name for name, key in keys.items() if name.endswith(ENDINGS) and not key.path] == []
@@ -323,9 +321,7 @@ BROKEN = [None, "raise RuntimeError('built for another protobuf')", "import no_s
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_reported_tensorboard_that_does_not_work_is_a_warning(
-    monkeypatch, tmp_path, run_lines, content
-):
+def test_reported_tensorboard_that_does_not_work_is_a_warning(monkeypatch, tmp_path, run_lines, content):
     without(monkeypatch, tmp_path, "tensorboardX", content)
     (tmp_path / "run").mkdir()
     metrics = run_log.Metrics(tmp_path / "run")
@@ -478,9 +474,7 @@ def test_reported_averaged_weights_are_offered(tmp_path, run_lines):
 def test_reported_weights_under_other_names(tmp_path):
     assert list(pth2ckpt.read_state(several(tmp_path / "a.pth", "model"))) == ["w"]
     path = several(tmp_path / "b.pth", "model", "model_ema")
-    with pytest.raises(
-        UserError, match="several sets of weights, model, model_ema; choose one"
-    ):
+    with pytest.raises(UserError, match="several sets of weights, model, model_ema; choose one"):
         pth2ckpt.read_state(path)
     assert pth2ckpt.read_state(path, "ema")["w"].tolist() == [1, 1]
 
