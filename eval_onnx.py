@@ -57,6 +57,8 @@ def main():
     run_log.log.info("device: %s", model.place)
     settings = modelarts.prepare(settings)
     place = Device("GPU" if "CUDA" in model.place else "CPU")
+    if model.names is None:
+        run_log.log.warning("warning: %s does not name its classes: only their number is checked", model.path)
     least = find_method(settings.method).LEAST_SOURCES
     task = open_task(settings, place, model.names or model.classes, least)
     test_sets = task.test(model.preparation if model.about else networks.preparation(settings))

@@ -188,6 +188,20 @@ def find_form(config, left_out, least_sources):
 # Classes match by name
 
 
+class OtherClasses(UserError):
+    """Data have other classes than the model they are given to."""
+
+
+def compared(data, model):
+    """What is in only one of two collections of class names, in words; "" where they hold the same names."""
+    sides = (("data", set(data) - set(model)), ("model", set(model) - set(data)))
+    return "; ".join(
+        f"only in the {side}: {shortened([shown(name) for name in sorted(names)], 5)}"
+        for side, names in sides
+        if names
+    )
+
+
 def agreed(form, known, config):
     """The names of the classes in label order."""
     for domain in form.sources:
@@ -198,7 +212,9 @@ def agreed(form, known, config):
             )
     union = sorted(set().union(*(domain.classes for domain in form.sources)))
     classes = known if isinstance(known, tuple) else tuple(union)
-    _check_sources(form, union if isinstance(known, tuple) else (), classes)
+    if isinstance(known, tuple):
+        _check_known(form, union, known)
+    _check_sources(form, classes)
     if isinstance(known, int) and known != len(classes):
         raise UserError(f"{form.key}: the data have {_counted(classes)}, but the model has {known}")
     if config.num_classes not in (0, len(classes)):
@@ -208,7 +224,7 @@ def agreed(form, known, config):
         )
     if len(classes) < 2:
         raise UserError(f"{form.key}: the sources have {_counted(classes)}; two or more are needed")
-    _check_target(form.target, classes)
+    _check_target(form.target, classes, known)
     return classes
 
 
@@ -217,13 +233,17 @@ def _counted(classes):
     return f"{len(classes)} class{'es' if len(classes) != 1 else ''} ({names})"
 
 
-def _check_sources(form, union, classes):
-    foreign = sorted(set(union) - set(classes))
-    if foreign:
-        raise UserError(
-            f"{form.key}: the model does not know class {shortened([shown(name) for name in foreign], 3)} "
-            f"(it has {_counted(classes)}); give data with the classes it was trained on"
+def _check_known(form, union, known):
+    """The sources have the model's classes; where a source may lack some, all of them together may, too."""
+    different = compared(union, known if form.alike else {*union} & {*known})
+    if different:
+        raise OtherClasses(
+            f"{form.key}: the data have other classes than the model ({different}); give data with the "
+            "classes it was trained on"
         )
+
+
+def _check_sources(form, classes):
     for name in classes if form.alike else ():
         has = [domain.name for domain in form.sources if name in domain.classes]
         has_not = [domain.name for domain in form.sources if name not in domain.classes]
@@ -235,9 +255,14 @@ def _check_sources(form, union, classes):
             )
 
 
-def _check_target(target, classes):
+def _check_target(target, classes, known):
     if target is None or target.classes is None:
         return
+    if isinstance(known, tuple) and set(target.classes) - set(known):
+        raise OtherClasses(
+            f"target {target.name}: its data have other classes than the model "
+            f"({compared(target.classes, known)}); give data with the classes it was trained on"
+        )
     foreign = [shown(name) for name in target.classes if name not in classes]
     missing = [shown(name) for name in classes if name not in target.classes]
     if len(foreign) == len(target.classes):

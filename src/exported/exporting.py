@@ -90,19 +90,26 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
             difference = _compare(network, images, temporary, file_format, batch_size)
         if about and file_format != "ONNX":
             with atomic(sidecar(path)) as temporary:
-                temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+                temporary.write_text(_json(about, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"export {path}: {error.strerror}; choose another --file_name") from error
     return path, difference
 
 
+def _json(value, indent=None):
+    """JSON for people; with escapes only where a class folder's name is no valid text."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
 def _add_metadata(path, about):
     onnx = require("onnx", "to write ONNX files")
     model = onnx.load(str(path))
-    texts = {
-        name: value if name in PLAIN_TEXT else json.dumps(value, ensure_ascii=False)
-        for name, value in about.items()
-    }
+    texts = {name: value if name in PLAIN_TEXT else _json(value) for name, value in about.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.save(model, str(path))
 
