@@ -1,7 +1,8 @@
 """Converts published PyTorch weights of HarDNet: python -m src.pth2ckpt --pth FILE.pth --ckpt FILE.ckpt
 
 Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise).
-The published form, `python3 pth2ckpt.py --dataset_path FILE.pth` in src/, writes FILE.ckpt into the current folder.
+The published form, `python3 pth2ckpt.py --dataset_path FILE.pth` in src/, writes FILE.ckpt into the current
+folder.
 """
 
 import sys

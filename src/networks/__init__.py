@@ -37,8 +37,8 @@ def keys():
         ),
         "pretrained": Key(
             "auto",
-            "initial weights: auto takes those that ship with a dependency, none starts from random ones, FILE is "
-            "a checkpoint or run folder, or the authors' file",
+            "initial weights: auto takes those that ship with a dependency, none starts from random ones, "
+            "FILE is a checkpoint or run folder, or the authors' file",
         ),
         "num_classes": Key(0, "number of classes; 0: as many as the labelled data have", low=0),
         "bottleneck": Key(
@@ -51,8 +51,8 @@ def keys():
         ),
         "batch_norm": Key(
             "joint",
-            "batch normalisation of the backbone in training: joint takes the statistics of all domains of a step "
-            "together, per_domain those of each domain for itself, frozen keeps the stored ones",
+            "batch normalisation of the backbone in training: joint takes the statistics of all domains of a "
+            "step together, per_domain those of each domain for itself, frozen keeps the stored ones",
             choices=POLICIES,
         ),
         "image_size": Key(

@@ -1,4 +1,4 @@
-"""Initial weights of a network: what ships with a dependency, a checkpoint of ours, or the authors' own file."""
+"""Initial weights of a network: from a dependency, a checkpoint of ours, or the authors' own file."""
 
 import logging
 from pathlib import Path
@@ -88,6 +88,6 @@ def fill(network, values, where):
 
 
 def _head_only(strange, network):
-    """Whether names that the network lacks can only be those of a class head or bottleneck of another kind."""
+    """Whether names that the network lacks can only be those of another class head or bottleneck."""
     prefixes = (*network.head_prefixes, "bottleneck.")
     return all(name.startswith(prefixes) for name in strange)

@@ -153,7 +153,7 @@ def _recipe(given, overlay, checkpoint_key, path):
 
 
 def _own_names(layer, method, where, program):
-    """`layer` with published names replaced by the keys they stand for, and their values by the keys' values."""
+    """`layer` with published names and their values replaced by the keys and values they stand for."""
     own, names = {}, aliases(method)
     gone = earlier_names.gone(method, find_method(method).ALIASES)
     for name, value in layer.items():
@@ -169,7 +169,7 @@ def _own_names(layer, method, where, program):
 
 
 def _without_other_networks(layer, keys, where):
-    """An overlay without keys of the network that it was written for, where the command line names another."""
+    """An overlay without the keys of its own network, where the command line names another."""
     foreign = [name for name in layer if name not in keys and _network_of(name)]
     if foreign:
         warnings.warn(
@@ -220,7 +220,8 @@ def print_help(settings, program):
     """List every key of the chosen experiment with its default, meaning and allowed values."""
     print(f"usage: python {program} [--config configs/X.yaml] [--key value …]\n")
     print(
-        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this experiment "
+        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this "
+        "experiment "
         f"({settings.experiment}):\n"
     )
     names = aliases(settings.method)

@@ -60,7 +60,8 @@ class Method(trainer.Trainer):
         "lr_backbone_s": Key(0.002, "learning rate of the backbone in adversarial training (peak)", above=0),
         "adversary": Key(
             "reversal",
-            "reversal: one step through a gradient reversal layer; alternate: discriminator and backbone in turn",
+            "reversal: one step through a gradient reversal layer; alternate: discriminator and backbone in "
+            "turn",
             choices=("reversal", "alternate"),
         ),
         "gamma": Key(
@@ -92,7 +93,8 @@ class Method(trainer.Trainer):
         "pseudo_threshold": Key(0.9, "the teacher's least probability for a pseudo-label", above=0, high=1),
         "pseudo_portion": Key(
             0.0,
-            "share of each class's pseudo-labels to use (class-balanced thresholds); 0: pseudo_threshold for all",
+            "share of each class's pseudo-labels to use (class-balanced thresholds); 0: pseudo_threshold for "
+            "all",
             low=0,
             below=1,
         ),

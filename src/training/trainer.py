@@ -344,7 +344,8 @@ class Trainer:
             default = self.config.keys[name].default
             if getattr(self.config, name) != default:
                 raise UserError(
-                    f"{name}: method {self.config.method} has a step of its own, to which this does not apply; "
+                    f"{name}: method {self.config.method} has a step of its own, to which this does not "
+                    "apply; "
                     "leave it out"
                 )
 
