@@ -170,6 +170,6 @@ def check_owner(given, method):
         owner = OWNERS.get(name, method)
         if owner != method:
             raise UserError(
-                f"{name} (command line): it is a name of the published {owner}, and no model was chosen; "
+                f"{name} (command line): it belongs to the published model {owner}, and no model was chosen; "
                 f"add --config {RECIPES[owner]}"
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import model_utils
 from model_utils import checkpoint, config
 from model_utils.errors import UserError
+from model_utils.key import Alias
 from model_utils.keys import COMMON
 from src import networks
 from src.data import keys as data_keys
@@ -117,9 +118,15 @@ def known_names(given):
 
 def _output_dir(given, overlay, base):
     """The output_dir of a command, under whichever of its names it was given."""
-    named = [name for name, key in earlier_names.COMMON.items() if key == "output_dir"]
-    layers = [layer.get(name) for layer in (given, overlay, base) for name in ("output_dir", *named)]
-    return next((value for value in layers if isinstance(value, str) and value), COMMON["output_dir"].default)
+    for layer in (given, overlay, base):
+        for name, alias in (("output_dir", "output_dir"), *earlier_names.COMMON.items()):
+            if not isinstance(layer.get(name), str) or not layer[name]:
+                continue
+            if alias == "output_dir":
+                return layer[name]
+            if isinstance(alias, Alias) and alias.key == "output_dir":
+                return alias.convert(name, layer[name], "command line")
+    return COMMON["output_dir"].default
 
 
 def _stored(given, overlay, base, checkpoint_key):
