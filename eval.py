@@ -40,8 +40,7 @@ def main():
     network = loaded.network
     run_log.log.info("checkpoint: %s", loaded.path)
     ops.accelerate(network)
-    least = method.LEAST_SOURCES
-    task, test_sets = open_test_sets(settings, place, loaded.classes, least, network.preparation)
+    task, test_sets = open_test_sets(settings, place, loaded.classes, method, network.preparation)
     begun = time.perf_counter()
     counted = Evaluator(network, settings, place, method.COUNTS_TOP5)
     accuracies = counted.accuracies(test_sets)

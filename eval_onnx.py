@@ -61,9 +61,9 @@ def main():
     run_log.log.info("device: %s", model.place)
     settings = modelarts.prepare(settings)
     place = Device("GPU" if "CUDA" in model.place else "CPU")
-    least = find_method(settings.method).LEAST_SOURCES
+    method = find_method(settings.method)
     preparation = model.preparation if model.about else networks.preparation(settings)
-    task, test_sets = open_test_sets(settings, place, model.names or model.classes, least, preparation)
+    task, test_sets = open_test_sets(settings, place, model.names or model.classes, method, preparation)
     begun = time.perf_counter()
     scores = {domain: inference.score(model, loader) for domain, loader in test_sets.items()}
     seconds = time.perf_counter() - begun

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import model_utils
-from model_utils import cli
+from model_utils import cli, paths
 from model_utils.errors import UserError, shortened
 
 RESULTS = "result_Files"
@@ -67,6 +67,9 @@ def arguments(argv=None):
     folder.add_argument("--result_dir", metavar="DIR", help=f"folder to make {RESULTS}/ and acc.log in")
     folder.add_argument("--strict", action="store_true", help="stop at an image that can't be read")
     options = parser.parse_args(argv)
+    for name in ("model", "config", "class_names", "dataset_path", "result_dir"):
+        value = getattr(options, name)
+        setattr(options, name, value and paths.expanded(value, name))
     if bool(options.images) == bool(options.dataset_path):
         parser.error("give images, or a labelled folder with --dataset_path")
     if bool(options.dataset_path) != bool(options.result_dir):

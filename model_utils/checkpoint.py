@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import interrupts, paths
+from model_utils import file_kind, interrupts, paths
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -137,14 +137,15 @@ def read(path):
     if path.suffix != ".ckpt":
         raise UserError(f"checkpoint {path} must be a .ckpt file (a MindSpore checkpoint)")
     damaged = f"checkpoint {path} is damaged, cut short or no MindSpore checkpoint; use another one"
+    kinds = (ValueError, RuntimeError, TypeError, KeyError, IndexError, MemoryError, OverflowError)
     try:
         with hide_errors():
             loaded = ms.load_checkpoint(str(path), crc_check=_has_crc(path))
         values = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
     except OSError as error:
         raise UserError(f"checkpoint {path}: {error.strerror or error}") from error
-    except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
-        raise UserError(damaged) from error
+    except kinds as error:
+        raise UserError(damaged + file_kind.suffix(path)) from error
     packed = values.pop(META, None)
     try:
         meta = None if packed is None else json.loads(packed.tobytes())

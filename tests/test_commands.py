@@ -213,7 +213,8 @@ def test_exported_onnx_classifies_as_eval_does(run, tmp_path):
     import onnxruntime
 
     from src.data import load
-    from src.data.loader import TestLoader
+    from src.data.loaders import Arrays, ArrayTestLoader
+    from src.data.preparation import Preparation
 
     folder, _ = run
     path = tmp_path / "net.onnx"
@@ -222,7 +223,8 @@ def test_exported_onnx_classifies_as_eval_does(run, tmp_path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [50, 3, 28, 28]
     hits = count = 0
-    for images, labels in TestLoader(load("demo_digits", "", "test"), 50):
+    split = load("demo_digits", "", "test")
+    for images, labels in ArrayTestLoader(Arrays([split], Preparation(28)), split.labels, 50):
         filled = np.resize(images, (50, 3, 28, 28))
         logits = session.run(None, {"images": filled})[0][: len(labels)]
         hits, count = hits + (logits.argmax(1) == labels).sum(), count + len(labels)

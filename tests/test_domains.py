@@ -468,7 +468,7 @@ def test_missing_and_binary_lists(tree):
     fails(lambda: trained(settings), "kfold_root", "splits", "no folder")
     root = write_lists(tree)
     (root / "ink_train_kfold.txt").write_bytes(b"\xff\xfe\x00")
-    fails(lambda: trained(settings), "ink_train_kfold.txt", "no text")
+    fails(lambda: trained(settings), "ink_train_kfold.txt", "no UTF-8 text")
     (root / "ink_train_kfold.txt").unlink()
     fails(lambda: trained(settings), "ink_train_kfold.txt", "No such file")
 
@@ -557,7 +557,7 @@ def test_pacs_has_its_seven_classes(tree):
     assert opened(settings).classes == sets.PACS_CLASSES  # a target may lack a class
 
 
-@pytest.mark.parametrize("root", ["nowhere", "file", "x" * 300])
+@pytest.mark.parametrize("root", ["nowhere", "file"])
 def test_a_root_that_is_no_folder(tmp_path, root):
     (tmp_path / "file").write_text("")
     fails(lambda: opened(folders(tmp_path / root)), "domains_image_root", root, "<domain>/<class>")

@@ -25,7 +25,11 @@ from src.setup import settings as experiment
 from src.train_cells import find_method, method_names
 
 PAGE = (ROOT / "docs" / "earlier_names.md").read_text(encoding="utf-8")
-HARDNET, ADDA, MASF = "configs/hardnet85_imagenet.yaml", "configs/adda_usps_mnist.yaml", "configs/masf_pacs.yaml"
+HARDNET, ADDA, MASF = (
+    "configs/hardnet85_imagenet.yaml",
+    "configs/adda_usps_mnist.yaml",
+    "configs/masf_pacs.yaml",
+)
 CHECKPOINT_KEYS = {"eval.py": "ckpt_path", "export.py": "ckpt_file"}
 
 
@@ -85,7 +89,12 @@ ACCEPTED = [
     (
         f"train.py --config {MASF} --dataroot PACS --logdir log --WEIGHTS_PATH bvlc_alexnet.npy "
         "--precision_mode allow_mix_precision --summary_interval 1 --test_print_interval 1",
-        {"domains_image_root": "PACS", "output_dir": "log", "pretrained": "bvlc_alexnet.npy", "amp_level": "O2"},
+        {
+            "domains_image_root": "PACS",
+            "output_dir": "log",
+            "pretrained": "bvlc_alexnet.npy",
+            "amp_level": "O2",
+        },
     ),
     (f"train.py --config {MASF} --precision_mode force_fp32", {"amp_level": "O0"}),
     ("eval.py --method adda --split eval", {"method": "adda"}),
@@ -97,8 +106,14 @@ ACCEPTED = [
 
 # Published lines that can't be run as they stand, and what they are answered.
 ANSWERED = [
-    ("train.py --dataset_path D --pre_ckpt_path P --isModelArts False --distribute False", f"--config {HARDNET}"),
-    ("train.py --device_target GPU --distribute False --dataset_path D --pre_ckpt_path P", f"--config {HARDNET}"),
+    (
+        "train.py --dataset_path D --pre_ckpt_path P --isModelArts False --distribute False",
+        f"--config {HARDNET}",
+    ),
+    (
+        "train.py --device_target GPU --distribute False --dataset_path D --pre_ckpt_path P",
+        f"--config {HARDNET}",
+    ),
     ("train.py --class_num 1000", f"--config {HARDNET}"),
     ("train.py --epoch_size 150", f"--config {HARDNET}"),
     ("train.py --lr_decay_mode cosine", f"--config {HARDNET}"),
@@ -172,7 +187,9 @@ def saved(path, **keys):
     network = networks.build(settings, 6)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {"method": "hardnet", "network": settings.network, "num_classes": 6, "image_size": 32}
-    checkpoint.save_cell(network, path, {"format": checkpoint.FORMAT, "config": {**stored, "experiment": "x"}})
+    checkpoint.save_cell(
+        network, path, {"format": checkpoint.FORMAT, "config": {**stored, "experiment": "x"}}
+    )
     return network
 
 
@@ -220,7 +237,9 @@ def test_a_folder_of_classes_is_tested_whole(place, tmp_path):
     for root in (folder, folder / "val"):
         settings = experiment.load([*arguments, f"--dataset_path={root}"])
         classes = tuple(f"class{number}" for number in range(6))
-        _, test_sets = open_test_sets(settings, place, classes, 1, networks.preparation(settings))
+        _, test_sets = open_test_sets(
+            settings, place, classes, find_method("hardnet"), networks.preparation(settings)
+        )
         assert list(test_sets) == ["val"]
         batches = list(test_sets["val"])
         seen[root] = [np.concatenate(part) for part in zip(*batches, strict=True)]
@@ -232,7 +251,11 @@ def test_a_folder_of_classes_is_tested_whole(place, tmp_path):
     (foreign / "a.png").write_bytes((folder / "val" / "class0" / "00.png").read_bytes())
     settings = experiment.load([*arguments, f"--dataset_path={tmp_path}"])
     fails(
-        lambda: open_test_sets(settings, place, classes, 1, networks.preparation(settings)), "class1", "missing"
+        lambda: open_test_sets(
+            settings, place, classes, find_method("hardnet"), networks.preparation(settings)
+        ),
+        "class1",
+        "missing",
     )
 
 

@@ -264,7 +264,7 @@ def test_reported_a_byte_order_mark_does_not_hide_the_first_line(tmp_path):
         names = lists.shown_names(tmp_path / "names.txt", 3, folders)
         assert names == ["tench, Tinca tinca", "goldfish", "great white shark"]
     (tmp_path / "names.txt").write_bytes(text.encode("utf-16"))
-    fails(lambda: lists.shown_names(tmp_path / "names.txt", 3, folders), "class_names", "no text")
+    fails(lambda: lists.shown_names(tmp_path / "names.txt", 3, folders), "class_names", "no UTF-8 text")
 
 
 def test_reported_names_in_natural_order_beside_folders_that_are_numbers(tmp_path):
@@ -304,7 +304,7 @@ def test_reported_home_folders_and_impossible_paths_in_every_path_key():
         {"source_image_root": "x" * 300},
         {"domain_set": "folders", "domains_image_root": "x" * 5000},
     ):
-        fails(lambda: opened(**changes), "no folder")  # noqa: B023 - called at once
+        fails(lambda: opened(**changes), "too long")  # noqa: B023 - called at once
 
 
 # Kinds of images

@@ -150,11 +150,10 @@ class ArrayDomain(Domain):
 class FileDomain(Domain):
     """Image files without a split.
 
-    As a source, the share `holdout` of each class is held out, and tested on; which files, says a hash of
-    their
-    names: whatever the seed and the order on the disk, the same. A target is trained on without labels and
-    tested as a whole (`target_split: transductive`), or divided in the same way (`holdout`), then without a
-    look at its classes.
+    As a source, the share `holdout` of each class is held out and tested on. Which files these are follows
+    from a hash of their names, so they are the same for every seed and on every disk. A target is trained on
+    without labels and tested as a whole (`target_split: transductive`), or divided in the same way without a
+    look at its classes (`target_split: holdout`).
 
     Args:
         root: the folder or list.
@@ -218,9 +217,8 @@ class SplitDomain(FileDomain):
             wanted = "train/" if name == "train" else "val/ or test/"
             found = subfolders(self.root)
             raise UserError(
-                f"{shown(self.root)} has no folder {wanted} (there are: "
-                f"{shortened(found, 5) or 'none'}); give "
-                "the one that holds train/<class>/* and val/<class>/*"
+                f"{shown(self.root)} has no folder {wanted} (there are: {shortened(found, 5) or 'none'}); "
+                "give the one that holds train/<class>/* and val/<class>/*"
             )
         if name not in self._listed:
             folder, listing = self.parts[name]
@@ -296,9 +294,8 @@ def open_files(path, key, config, left_out, target=False):
     )
     if different and not target:
         raise UserError(
-            f"{shown(path)}: train/ and {parts['test'].name}/ must have the same class folders; "
-            "only in one of "
-            f"them: {shortened([shown(name) for name in different], 3)}"
+            f"{shown(path)}: train/ and {parts['test'].name}/ must have the same class folders; only in one "
+            f"of them: {shortened([shown(name) for name in different], 3)}"
         )
     listings = {
         part: (folder, _lister(folder, names[part], left_out, target)) for part, folder in parts.items()

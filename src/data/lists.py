@@ -10,7 +10,6 @@ from src.data.files import Listing, is_image, shown
 
 MAX_LIST_BYTES = 256 * 2**20
 MISSING = "listed images that are missing"
-TWICE = "lines of images that are listed before"
 
 
 def read_lines(path, key):
@@ -22,7 +21,7 @@ def read_lines(path, key):
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise UserError(
-                f"{key}: {shown(path)}: no text ({error.reason}); replace it by a list"
+                f"{key}: {shown(path)}: no UTF-8 text ({error.reason}); replace it by a list"
             ) from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{key}: {shown(path)}: {reason}; give a text file") from error
@@ -121,9 +120,8 @@ def _named_by_file(labels, path, key, names_file):
     first = 1 if max(numbers) == len(names) and min(numbers) >= 1 else 0
     if max(numbers) - first >= len(names) or len(set(names)) < len(names):
         raise UserError(
-            f"list_classes: {shown(names_file)} has {len(set(names))} names, but {shown(path)} "
-            f"({key}) has the "
-            f"label {max(numbers)}; give one name a line, all different, in the order of the numbers"
+            f"list_classes: {shown(names_file)} has {len(set(names))} names, but {shown(path)} ({key}) has "
+            f"the label {max(numbers)}; give one name a line, all different, in the order of the numbers"
         )
     return {label: names[number - first] for label, number in zip(labels, numbers, strict=True)}
 
@@ -158,8 +156,8 @@ class KfoldLists:
             both = sorted(set(chosen) & set(self._parse(domain, other, listing)))
             if both:
                 raise UserError(
-                    f"{self._path(domain, part)}: {domain}/{both[0]} is in {self._path(domain, other).name}"
-                    f" too ({len(both)} such images); held-out images must not be trained on"
+                    f"{self._path(domain, part)}: {domain}/{both[0]} is in {self._path(domain, other).name} "
+                    f"too ({len(both)} such images); held-out images must not be trained on"
                 )
         return listing.take(np.array(list(chosen.values()), np.int64))
 
@@ -190,8 +188,8 @@ class KfoldLists:
         parts = name.strip().split("/")
         if len(parts) != 3 or parts[0] != domain or parts[1] not in self.classes or not label.isdecimal():
             raise UserError(
-                f"{where}: {line[:80]!r} is not `{domain}/<class>/<file> label` with a class that "
-                "has a folder; replace the list by the official one"
+                f"{where}: {line[:80]!r} is not `{domain}/<class>/<file> label` with a class that has a "
+                "folder; replace the list by the official one"
             )
         wanted = self.classes.index(parts[1]) + 1
         if int(label) != wanted:
@@ -228,8 +226,8 @@ def shown_names(path, count, folders=None):
         return [keyed[name] for name in folders]
     if folders and len(missing) <= len(folders) // 2:
         raise UserError(
-            f"class_names: {shown(path)} has lines `folder name`, but none for "
-            f"{shortened(missing, 3)}; add them"
+            f"class_names: {shown(path)} has lines `folder name`, but none for {shortened(missing, 3)}; add "
+            "them"
         )
     if len(lines) != count:
         raise UserError(
@@ -238,8 +236,7 @@ def shown_names(path, count, folders=None):
         )
     if folders and all(name.isdecimal() for name in folders) and list(folders) != sorted(folders, key=int):
         raise UserError(
-            "class_names: the class folders are numbers and sorted as text "
-            f"({shortened(list(folders), 4)}), so "
-            f"line 3 of {shown(path)} would name folder {folders[2]}; give lines `folder name`"
+            f"class_names: the class folders are numbers and sorted as text ({shortened(list(folders), 4)}), "
+            f"so line 3 of {shown(path)} would name folder {folders[2]}; give lines `folder name`"
         )
     return lines

@@ -66,11 +66,11 @@ class FolderSet:
     classes = None  # follow from the sources
 
     def __init__(self, config, left_out):
-        self.config, self.left_out, self.root = config, left_out, Path(self._root(config))
+        self.config, self.left_out, self.root = config, left_out, Path(config.domains_image_root)
         if not os.path.isdir(self.root):
             raise UserError(
-                f"domains_image_root: {shown(self.root)!r} is no folder; it should hold "
-                "<domain>/<class>/* images"
+                f"domains_image_root: {shown(self.root)!r} is no folder; it should hold <domain>/<class>/* "
+                "images"
             )
         folders = {name: subfolders(self.root / name) for name in subfolders(self.root)}
         self.names = tuple(name for name, inside in folders.items() if inside or name == config.target_domain)
@@ -85,9 +85,6 @@ class FolderSet:
         self.lists = None
         if config.kfold_root:
             self.lists = KfoldLists(self.root / config.kfold_root, self.classes or tuple(every), left_out)
-
-    def _root(self, config):
-        return config.domains_image_root
 
     def domain(self, name, target):
         """One domain of the set."""
@@ -105,12 +102,6 @@ class Pacs(FolderSet):
 
     classes = PACS_CLASSES
 
-    def _root(self, config):
-        if config.domains_image_root:
-            return config.domains_image_root
-        near = (Path(config.dataset_path) / place for place in (PACS_ROOT, "pacs"))
-        return next((place for place in near if os.path.isdir(place)), PACS_ROOT)
-
     def domain(self, name, target):
         domain = super().domain(name, target)
         missing = set() if target else set(PACS_CLASSES) - set(domain.classes or ())
@@ -118,9 +109,8 @@ class Pacs(FolderSet):
         if missing or foreign:
             kind, name_ = ("no", min(missing)) if missing else ("an unknown", min(foreign))
             raise UserError(
-                f"domains_image_root: {shown(self.root / name)} has {kind} class folder "
-                f"{shown(name_)}; PACS has "
-                f"{', '.join(PACS_CLASSES)} in every domain (domain_set folders takes other classes)"
+                f"domains_image_root: {shown(self.root / name)} has {kind} class folder {shown(name_)}; PACS "
+                f"has {', '.join(PACS_CLASSES)} in every domain (domain_set folders takes other classes)"
             )
         return domain
 
@@ -153,8 +143,8 @@ def open_set(config, left_out, least_sources):
     wrong = [name for name in chosen if name not in others]
     if wrong:
         raise UserError(
-            f"source_domains: {wrong[0]!r} is no domain of {kind} to train on; "
-            f"with {target} left out these are: {shortened(others, 20)}"
+            f"source_domains: {wrong[0]!r} is no domain of {kind} to train on; with {target} left out these "
+            f"are: {shortened(others, 20)}"
         )
     sources = [name for name in others if name in chosen or not chosen]
     if len(sources) < least_sources:

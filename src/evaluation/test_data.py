@@ -8,7 +8,7 @@ from src.data.tasks import open_task
 WHOLE = "val"
 
 
-def open_test_sets(settings, place, classes, least_sources, preparation):
+def open_test_sets(settings, place, classes, method, preparation):
     """(Task, {domain: TestLoader}) for a trained network.
 
     `dataset_path` may be the folder of test images itself, <class>/*, as `…/imagenet2012/validation` in the
@@ -17,7 +17,7 @@ def open_test_sets(settings, place, classes, least_sources, preparation):
     Args:
         settings, place: as resolved and set up.
         classes: the names of the network's classes, or their number.
-        least_sources: fewest source domains of a set that the method can do with.
+        method: the class `Method` it was trained with.
         preparation: of the network's images.
 
     Raises:
@@ -29,8 +29,8 @@ def open_test_sets(settings, place, classes, least_sources, preparation):
         settings = settings.replace(
             dataset_path="", source_image_root=root, target_image_root=root, target_split="transductive"
         )
-    task = open_task(settings, place, classes, least_sources)
-    test_sets = task.test(preparation)
+    task = open_task(settings, place, classes, method.LEAST_SOURCES)
+    test_sets = task.test(preparation, method.evaluation_batch(settings))
     return task, {WHOLE: test_sets["target"]} if whole else test_sets
 
 

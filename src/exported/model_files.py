@@ -175,10 +175,10 @@ def _decoded(metadata, path):
         about = {k: text if k in PLAIN_TEXT else json.loads(text) for k, text in metadata.items()}
     except (ValueError, RecursionError) as error:
         raise UserError(f"model: the metadata of {path} are damaged; export it again") from error
-    return _checked_about(about, path)
+    return checked_about(about, path)
 
 
-def _checked_about(about, where):
+def checked_about(about, where):
     """`about`, if its entries are what `describe` makes: it may come from anywhere."""
     good = (
         isinstance(about, dict)
@@ -232,7 +232,7 @@ def _open_mindir(path, device_target, device_id):
             about = json.loads(sidecar(path).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
-        about = _checked_about(about, sidecar(path))
+        about = checked_about(about, sidecar(path))
     return Model(path, lambda images: network(ms.Tensor(images)).asnumpy(), about, batch, size, place)
 
 

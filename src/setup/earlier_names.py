@@ -86,9 +86,7 @@ COMMON = {
         "image folders are recognised by themselves; give their folder with --dataset_path",
         accepted=("imagenet", "imagenet2012"),
     ),
-    "config_path": Gone(
-        "a configuration is given with --config FILE: --config configs/dann_best.yaml"
-    ),
+    "config_path": Gone("a configuration is given with --config FILE: --config configs/dann_best.yaml"),
 }
 
 _MASF = {

@@ -177,7 +177,7 @@ class Method(trainer.Trainer):
         config = self.config
         student = networks.build(config, len(self.task.classes), dropout=config.refine_dropout)
         accelerate(student)
-        student.update_parameters_name("student.")
+        student.prefix_names("student.")
         if config.freeze_backbone:
             for parameter in student.backbone.get_parameters():
                 parameter.requires_grad = False

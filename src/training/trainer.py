@@ -159,6 +159,11 @@ class Trainer:
         """Scalars on held-out training data, by name; never anything that reads a target label."""
         return {}
 
+    @staticmethod
+    def evaluation_batch(config):
+        """Images per evaluation step."""
+        return config.eval_batch_size
+
     def published_files(self):
         """{file name: nn.Cell} written beside the last checkpoint, under the names users know."""
         return {}
@@ -370,7 +375,7 @@ class Trainer:
                 ops.assign(own, other)
                 own.requires_grad = other.requires_grad
             # A network of its own: without a prefix its names would collide with the averaged one's.
-            trained.update_parameters_name("trained.")
+            trained.prefix_names("trained.")
             self.averages.append(Average(trained, network, config.ema_decay, config))
         else:
             precision.share_parameters(network, trained)
