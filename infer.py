@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import model_utils
 from model_utils import cli, paths
 from model_utils.errors import UserError, shortened
 
@@ -49,6 +50,7 @@ def arguments(argv=None):
     parser.add_argument(
         "--model", "--model_path", required=True, help=".onnx, .mindir, .ckpt or a run's folder"
     )
+    parser.add_argument("--version", action="version", version=model_utils.named_version())
     parser.add_argument("--config", help="configuration of a .ckpt that holds none")
     parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default 5)")
     parser.add_argument(
