@@ -127,7 +127,7 @@ class Trainer:
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
         self.plan()
         self.network = networks.build(config, len(task.classes))
-        load_initial(self.network, config)
+        load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
             for parameter in self.network.backbone.get_parameters():
                 parameter.requires_grad = False
@@ -158,6 +158,11 @@ class Trainer:
     def validate(self, phase):
         """Scalars on held-out training data, by name; never anything that reads a target label."""
         return {}
+
+    @staticmethod
+    def evaluation_batch(config):
+        """Images per evaluation step."""
+        return config.eval_batch_size
 
     def published_files(self):
         """{file name: nn.Cell} written beside the last checkpoint, under the names users know."""
@@ -222,7 +227,8 @@ class Trainer:
 
     def add_part(self, name, cell):
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
-        cell.update_parameters_name(f"{name}.")
+        for parameter in cell.get_parameters():
+            parameter.name = f"{name}.{parameter.name}"
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
 
@@ -369,7 +375,7 @@ class Trainer:
                 ops.assign(own, other)
                 own.requires_grad = other.requires_grad
             # A network of its own: without a prefix its names would collide with the averaged one's.
-            trained.update_parameters_name("trained.")
+            trained.prefix_names("trained.")
             self.averages.append(Average(trained, network, config.ema_decay, config))
         else:
             precision.share_parameters(network, trained)
