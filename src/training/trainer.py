@@ -233,7 +233,7 @@ class Trainer:
         return self.parts[name]
 
     def weights(self, *names):
-        """ParameterTuple of trainable parameters: "backbone", "head" (with the bottleneck), or parts by name."""
+        """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name."""
         own = {"backbone": [self.trained.backbone], "head": [self.trained.head]}
         if self.trained.neck is not None:
             own["head"].insert(0, self.trained.neck)
@@ -254,7 +254,7 @@ class Trainer:
         return self.updates[name]
 
     def new_optimizer(self, name, weights, rate, **changes):
-        """An optimizer as the configuration says; None if nothing is trained. changes: beta1, weight_decay."""
+        """An optimizer as configured; None if nothing is trained. changes: beta1, weight_decay."""
         config = self.config
         if not len(weights):
             return None
