@@ -7,31 +7,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from helpers import ROOT, build, fails, open_task, test_sets, tiny_config
+from helpers import train as train_steps
+from mindspore import ops
 from scipy.io import savemat
 
-from model_utils import config as configuration
+from model_utils import checkpoint
 from model_utils import device as devices
 from model_utils.errors import UserError
-from src import data
-from src.data import augment, idx, pairs
+from src import data, networks
+from src.data import augment, forms, idx
 from src.data.split import Split
-from src.setup.place import set_up
-
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--config", str(ROOT / "tests/tiny/adda.yaml"), "--device_target", "CPU"]
-
-
-def settings(*arguments):
-    return configuration.load([*TINY, *map(str, arguments)])
+from src.setup import settings as experiment
+from src.training import loop
+from src.training.batch_norm import batch_norms, statistics
 
 
-def new_cell(*arguments):
-    from src.train_cells import adda
+@pytest.fixture
+def new_cell(place):
+    """A function: changes of tests/tiny/adda.yaml -> a new train cell."""
+    return lambda **changes: build(tiny_config("adda", **changes), place)
 
-    resolved = settings(*arguments)
-    return adda.build(resolved, set_up(resolved))
+
+def parts(cell):
+    """(network, frozen source network, discriminator)"""
+    return cell.network, cell.parts["source_network"], cell.parts["discriminator"]
 
 
 def values(cell):
@@ -41,6 +44,14 @@ def values(cell):
 def train(cell, phase, step):
     phase.step = step
     return {name: float(value) for name, value in cell.train_step(phase, phase.batch(step)).items()}
+
+
+def adapt_gradients(cell, *inputs):
+    """((total, terms), {name of a weight: gradient}) of the adversarial losses."""
+    update = cell.updates["adapt"]
+    (_, total, terms), gradients = update.gradient(ms.Tensor(1.0), *inputs)
+    names = [p.name for optimizer in update.optimizers.values() for p in optimizer.parameters]
+    return (total, terms), {name: g.asnumpy() for name, g in zip(names, gradients, strict=True)}
 
 
 def same(before, after):
@@ -86,33 +97,32 @@ def gradient_to_logits(domain_logits, layers, labels, weights):
 
 
 @pytest.fixture(scope="module")
-def losses():
+def losses(place):
     """One evaluation of the adversarial losses and gradients, and the logits they rest on."""
-    import mindspore as ms
-
-    cell = new_cell()
+    cell = build(tiny_config("adda"), place)
+    network, source_network, discriminator = parts(cell)
     rng = np.random.default_rng(3)
     # A source network that differs from the target's: otherwise mistaking one for the other would not show.
-    for weight in cell.source_network.get_parameters():
-        weight.set_data(ms.Tensor(weight.asnumpy() + 0.01 * rng.standard_normal(weight.shape), ms.float32))
+    for weight in source_network.get_parameters():
+        ops.assign(weight, ms.Tensor(weight.asnumpy() + 0.01 * rng.standard_normal(weight.shape), ms.float32))
     source, target, strong = (rng.random((16, 1, 28, 28), dtype=np.float32) for _ in range(3))
     labels, domains = rng.integers(0, 10, 16).astype(np.int32), np.repeat([0, 1], 16).astype(np.int32)
     factors = np.array([0.7, 1.3, 0.2, 0.9], np.float32)
     inputs = [ms.Tensor(part) for part in (source, labels, target, strong, domains, factors)]
-    (total, terms), gradients = cell.adapt_grad(*inputs)
-    names = [p.name for p in (*cell.network.trainable_params(), *cell.discriminator.trainable_params())]
+    (total, terms), gradients = adapt_gradients(cell, *inputs)
     logits = {
-        "frozen": cell.source_network(inputs[0]),
-        "class": cell.network(inputs[0]),
-        "target": cell.network(inputs[2]),
-        "strong": cell.network(inputs[3]),
+        "frozen": source_network(inputs[0]),
+        "class": network(inputs[0]),
+        "target": network(inputs[2]),
+        "strong": network(inputs[3]),
     }
     return {
         "total": float(total),
         "terms": [float(term) for term in terms],
-        "gradients": {name: g.asnumpy() for name, g in zip(names, gradients, strict=True)},
+        "gradients": gradients,
+        "confidence": cell.config.confidence,
         "logits": {name: value.asnumpy().astype(np.float64) for name, value in logits.items()},
-        "weights": values(cell.discriminator),
+        "weights": values(discriminator),
         "labels": labels,
         "domains": domains,
         "factors": factors,
@@ -123,7 +133,7 @@ def test_losses_against_numpy(losses):
     logits, domains = losses["logits"], losses["domains"]
     joint, _ = domain_net(np.concatenate((logits["frozen"], logits["target"])), losses["weights"])
     probabilities = np.exp(log_softmax(logits["target"]))
-    confident = probabilities.max(1) >= settings().confidence
+    confident = probabilities.max(1) >= losses["confidence"]
     assert confident.any()
     expected = [
         nll(joint, domains).mean(),
@@ -149,32 +159,28 @@ def test_the_discriminator_learns_from_its_own_loss_alone(losses):
     )
 
 
-def test_the_target_network_learns_from_the_inverted_labels():
+def test_the_target_network_learns_from_the_inverted_labels(new_cell):
     """The last bias's gradient is the sum over the batch of the mapping loss's, and nothing of any other."""
-    import mindspore as ms
-
-    cell = new_cell("--class_weight", 0, "--entropy_weight", 0, "--consistency_weight", 0)
+    cell = new_cell(class_weight=0, entropy_weight=0, consistency_weight=0)
     rng = np.random.default_rng(4)
     source, target = (ms.Tensor(rng.random((16, 1, 28, 28), dtype=np.float32)) for _ in range(2))
     factors = ms.Tensor([0.5, 0, 0, 0], ms.float32)
     labels = ms.Tensor(np.zeros(16), ms.int32)
-    _, gradients = cell.adapt_grad(source, labels, target, target, cell.domains, factors)
-    names = [p.name for p in cell.network.trainable_params()]
-    weights, logits = values(cell.discriminator), cell.network(target).asnumpy().astype(np.float64)
+    _, gradients = adapt_gradients(cell, source, labels, target, target, cell.domains, factors)
+    weights, logits = values(parts(cell)[2]), cell.network(target).asnumpy().astype(np.float64)
     domain_logits, layers = domain_net(logits, weights)
     expected = 0.5 * gradient_to_logits(domain_logits, layers, np.zeros(16, int), weights).sum(0)
-    found = gradients[names.index("fc2.bias")].asnumpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(gradients["fc2.bias"], expected, rtol=1e-3, atol=1e-7)
 
 
 # What each phase trains
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
-def test_what_moves_in_each_phase(solver):
-    cell = new_cell("--solver", solver)
+def test_what_moves_in_each_phase(new_cell, solver):
+    cell = new_cell(solver=solver)
     source, warm_up, adapt = cell.phases
-    network, frozen, judge = cell.network, cell.source_network, cell.discriminator
+    network, frozen, judge = parts(cell)
 
     before = [values(part) for part in (network, frozen, judge)]
     cell.start_phase(source)
@@ -200,46 +206,82 @@ def test_what_moves_in_each_phase(solver):
     assert same(copied, values(frozen))
 
 
-def test_without_warm_up_the_copy_is_made_at_adaptation():
-    cell = new_cell("--discriminator_iterations", 0)
+def test_without_warm_up_the_copy_is_made_at_adaptation(new_cell):
+    cell = new_cell(discriminator_iterations=0)
     cell.start_phase(cell.phases[2])
-    for before, after in zip(
-        values(cell.network).values(), values(cell.source_network).values(), strict=True
-    ):
+    network, frozen, _ = (values(part) for part in parts(cell))
+    for before, after in zip(network.values(), frozen.values(), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("level", ["O0", "O1"])
+def test_the_frozen_source_network_keeps_its_batch_statistics(new_cell, level):
+    """It normalises by what source training has left, at whichever step a run begins; the other goes on."""
+    cell = new_cell(network="dann", amp_level=level, iterations=2, adversary_iterations=2)
+    network, frozen, _ = parts(cell)
+    train_steps(cell, 0, 2)
+    learned = [value.asnumpy().copy() for value in statistics(network)]
+    train_steps(cell, 2, 5)
+    kept = values(frozen)
+    assert len(learned) == 8 and np.abs(learned[0]).max() > 0
+    for before, after in zip(learned, statistics(frozen), strict=True):
+        np.testing.assert_array_equal(before, after.asnumpy())
+    train_steps(cell, 5, 6)  # as a run that is resumed here
+    assert same(kept, values(frozen))
+    assert not any(norm.training for norm in batch_norms(frozen))
+    assert all(norm.training for norm in batch_norms(cell.trained))
+    moved = [value.asnumpy() for value in statistics(network)]
+    assert all(not np.array_equal(before, after) for before, after in zip(learned, moved, strict=True))
+
+
+def test_with_averaged_weights_adaptation_starts_at_the_average(new_cell, tmp_path):
+    cell = new_cell(ema_decay=0.9)
+    train_steps(cell, 0, 4)
+    average = list(values(cell.network).values())
+    assert not np.array_equal(average[0], next(iter(values(cell.trained).values())))
+    checkpoint.save_cell(cell.network, tmp_path / "source.ckpt", {})
+    cell.start_phase(cell.phases[1])
+    begun = new_cell(ema_decay=0.9, source_ckpt_file=tmp_path / "source.ckpt")
+    assert begun.phases[0].steps == 0
+    for part in (*parts(cell)[:2], cell.trained, begun.network, begun.trained):
+        assert all(map(np.array_equal, values(part).values(), average))
+
+
 @pytest.mark.parametrize("phase, step", [(0, 0), (1, 1), (2, 0), (2, 3)])
-def test_a_run_that_resumes_later_keeps_its_source_network(phase, step):
+def test_a_run_that_resumes_later_keeps_its_source_network(new_cell, phase, step):
     cell = new_cell()
-    before = values(cell.source_network)
+    before = values(parts(cell)[1])
     cell.phases[phase].step = step
     cell.start_phase(cell.phases[phase])
-    assert same(before, values(cell.source_network))
+    # Phase 2 (adaptation) begins with a copy only where there is no phase before it.
+    assert same(before, values(parts(cell)[1]))
 
 
-def test_adversarial_adam_has_the_papers_beta1():
-    cell = new_cell()
-    found = {name: float(optimizer.beta1.asnumpy()) for name, optimizer in cell.optimizers.items()}
+def test_adversarial_adam_has_the_papers_beta1(new_cell):
+    found = {}
+    for update in new_cell().updates.values():
+        found |= {name: float(adam.beta1.asnumpy()) for name, adam in update.optimizers.items()}
     assert found == {"source": pytest.approx(0.9), "discriminator": 0.5, "adapt": 0.5}
 
 
 RATES = """
 import mindspore as ms
-from model_utils import config
+from src.data.tasks import open_task
+from src.setup import settings
 from src.setup.place import set_up
-from src.train_cells import adda
+from src.train_cells.adda import Method
 
 keys = "--solver sgd --momentum 0 --weight_decay 0 --lr_schedule one_cycle --lr 0.1".split()
-resolved = config.load(["--config", "tests/tiny/adda.yaml", "--device_target", "CPU", *keys])
-cell = adda.build(resolved, set_up(resolved))
-phase = cell.phases[0]
+resolved = settings.load(["--config", "tests/tiny/adda.yaml", "--device_target", "CPU", *keys])
+place = set_up(resolved)
+cell = Method(resolved, place, open_task(resolved, place))
+phase, weight = cell.phases[0], cell.network.head.dense.weight
 for step in range(phase.steps):
     images, labels = phase.batch(step)["source"]
-    _, gradients = cell.source_grad(ms.Tensor(images), ms.Tensor(labels))
-    before, phase.step = cell.network.fc2.weight.asnumpy().copy(), step
+    _, gradients = cell.updates["source"].gradient(ms.Tensor(1.0), ms.Tensor(images), ms.Tensor(labels))
+    before, phase.step = weight.asnumpy().copy(), step
     rate = cell.train_step(phase, phase.batch(step))["lr"]
-    moved = abs(cell.network.fc2.weight.asnumpy() - before).max()
+    moved = abs(weight.asnumpy() - before).max()
     print(rate, moved / abs(gradients[-2].asnumpy()).max())
 """
 
@@ -257,11 +299,16 @@ def test_the_scheduled_rate_is_the_one_applied(pipeline):
 
 
 def test_the_paper_s_network_and_recipe():
-    from src.networks.adda import LeNet
-
-    shapes = {p.name: p.shape for p in LeNet().get_parameters() if p.name.endswith("weight")}
-    assert list(shapes.values()) == [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]
-    resolved = configuration.load(["--config", "configs/adda_usps_mnist_paper.yaml"])
+    resolved = experiment.load(["--config", "configs/adda_usps_mnist_paper.yaml"])
+    network = networks.build(resolved, 10)
+    shapes = {p.name: p.shape for p in network.get_parameters() if p.name.endswith("weight")}
+    assert shapes == {
+        "conv1.weight": (20, 1, 5, 5),
+        "conv2.weight": (50, 20, 5, 5),
+        "fc1.weight": (500, 800),
+        "fc2.weight": (10, 500),
+    }
+    assert sum(p.size for p in network.trainable_params()) == 431_080
     recipe = (
         "iterations",
         "adversary_iterations",
@@ -269,14 +316,14 @@ def test_the_paper_s_network_and_recipe():
         "lr",
         "adversary_lr",
         "weight_decay",
-        "solver",
+        "optimizer",
     )
     assert [getattr(resolved, key) for key in recipe] == [10000, 10000, 128, 1e-3, 2e-4, 2.5e-5, "adam"]
     extras = ("class_weight", "entropy_weight", "consistency_weight", "discriminator_iterations")
     assert [getattr(resolved, key) for key in extras] == [0, 0, 0, 0] and resolved.mapping_weight == 1
 
 
-def test_validation_reads_no_target_label():
+def test_validation_reads_no_target_label(new_cell):
     cell = new_cell()
     assert all((labels == -1).all() for _, labels in cell.held_out["target"])
     assert set(cell.validate(cell.phases[0])) == {"class_accuracy"}
@@ -285,29 +332,31 @@ def test_validation_reads_no_target_label():
     assert all(0 <= figure <= 1 for figure in figures.values())
 
 
-def test_published_option_names():
-    published = [
-        "--dataset",
-        "usps",
-        "--output",
-        "o",
-        "--display",
-        "7",
-        "--snapshot",
-        "9",
-        "--split",
-        "train",
-    ]
-    resolved = settings(*published)
-    assert (resolved.source_dataset_name, resolved.output_dir) == ("usps", "o")
+def test_published_option_names(new_cell):
+    resolved = tiny_config(
+        "adda", dataset="usps", output="o", display=7, snapshot=9, split="train", model="lenet"
+    )
+    assert (resolved.source_dataset_name, resolved.output_dir, resolved.network) == ("usps", "o", "lenet")
     assert (resolved.log_interval, resolved.save_checkpoint_steps) == (7, 9)
-    with pytest.raises(UserError, match="display .* another name of log_interval"):
-        settings("--display", 7, "--log_interval", 8)
-    for wrong in (("--split", "test"), ("--solver", "lbfgs"), ("--model", "alexnet"), ("--display", 0)):
-        with pytest.raises(UserError, match="is not allowed"):
-            settings(*wrong)
-    with pytest.raises(UserError, match="nothing to train"):
-        new_cell("--iterations", 0, "--discriminator_iterations", 0, "--adversary_iterations", 0)
+    for wrong, parts in (
+        ({"display": 7, "log_interval": 8}, ("display", "another name of log_interval")),
+        ({"solver": "lbfgs"}, ("solver: 'lbfgs'", "is not allowed", "adam | sgd")),
+        ({"display": 0}, ("log_interval", "is not allowed")),
+        ({"model": "lenett"}, ("network: 'lenett'", "did you mean lenet?")),
+        ({"split": "eval"}, ("split", "training split", "python eval.py --ckpt_path")),
+    ):
+        fails(lambda wrong=wrong: tiny_config("adda", **wrong), *parts)
+    nothing = {"iterations": 0, "discriminator_iterations": 0, "adversary_iterations": 0}
+    fails(lambda: new_cell(**nothing), "nothing to train")
+
+
+def test_the_recipe_of_an_earlier_release_s_checkpoint_is_understood():
+    """Its keys `model` and `split` were read by nothing; `solver` is the optimizer's earlier name."""
+    stored = {"method": "adda", "model": "lenet", "split": "train", "solver": "sgd", "input_norm": "instance"}
+    for program in ("eval.py", "export.py"):
+        resolved = experiment.load([], program, stored=stored)
+        assert (resolved.method, resolved.network, resolved.optimizer) == ("adda", "lenet", "momentum")
+        assert resolved.input_norm == "instance" and "split" not in resolved.as_dict()
 
 
 # Protocols
@@ -324,30 +373,26 @@ def numbered(count):
     "name, size, whole", [("mnist", 2000, 60000), ("MNIST", 2000, 2000), ("usps", 1800, 7291)]
 )
 def test_sampled_protocol(name, size, whole):
-    from src.train_cells.adda import draw
-
     split = numbered(whole)
-    chosen = [draw(split, name, "sampled", seed) for seed in (0, 0, 1)]
+    chosen = [forms.draw(split, name, "sampled", seed) for seed in (0, 0, 1)]
     numbers = [part.images[:, 0, 1].astype(int) * 256 + part.images[:, 0, 0] for part in chosen]
     assert all(len(set(part)) == len(part) == size for part in numbers)
     np.testing.assert_array_equal(numbers[0], numbers[1])
     assert whole == size or set(numbers[0]) != set(numbers[2])
     for part, number in zip(chosen, numbers, strict=True):
         np.testing.assert_array_equal(part.labels, number % 10)
-    assert draw(split, name, "full", 0) is split
+    assert forms.draw(split, name, "full", 0) is split
 
 
-def test_bad_protocols():
-    from src.train_cells.adda import draw
-
-    with pytest.raises(UserError, match="protocol: 'half' .* full | sampled"):
-        settings("--protocol", "half")
-    with pytest.raises(UserError, match="not defined for svhn .*--protocol full"):
-        draw(numbered(3000), "svhn", "sampled", 0)
-    with pytest.raises(UserError, match="needs 1800 training images of usps, there are 1799"):
-        draw(numbered(1799), "usps", "sampled", 0)
-    with pytest.raises(UserError, match="not defined for demo_digits"):
-        new_cell("--protocol", "sampled")
+def test_bad_protocols(new_cell):
+    fails(lambda: tiny_config("adda", protocol="half"), "protocol: 'half'", "full | sampled")
+    svhn, usps = numbered(3000), numbered(1799)
+    fails(lambda: forms.draw(svhn, "svhn", "sampled", 0), "not defined for svhn", "--protocol full")
+    fails(
+        lambda: forms.draw(usps, "usps", "sampled", 0),
+        "needs 1800 training images of usps, there are 1799",
+    )
+    fails(lambda: new_cell(protocol="sampled"), "not defined for demo_digits")
 
 
 # Readers: one value range, and wrong files
@@ -377,15 +422,17 @@ def write_digits(folder, count=40):
 
 
 def test_all_domains_share_one_value_range(tmp_path):
-    folders = write_digits(tmp_path)
-    for name, folder in folders.items():
-        roots = [f"--{side}_{key}" for side in ("source", "target") for key in ("dataset_name", "image_root")]
-        given = zip(roots, (name, folder, name, folder), strict=True)
-        resolved = settings("--validation_size", 0, *(part for pair in given for part in pair))
-        place = devices.Device("CPU")
-        loaders, _ = pairs.train_loaders(resolved, place, channels=1)
-        tests = pairs.test_sets(resolved, place, channels=1)
-        for images in (*(loader.batch(0)[0] for loader in loaders.values()), next(iter(tests["target"]))[0]):
+    place = devices.Device("CPU")
+    for name, folder in write_digits(tmp_path).items():
+        sides = {"source_dataset_name": name, "target_dataset_name": name}
+        roots = {"source_image_root": folder, "target_image_root": folder}
+        resolved = tiny_config("adda", validation_size=0, **sides, **roots)
+        task, preparation = open_task(resolved, place), networks.preparation(resolved)
+        loaders = [*task.labelled(preparation, 16).values(), *task.unlabelled(preparation, 16).values()]
+        tests = task.test(preparation)
+        assert len(loaders) == len(tests) == 2
+        batches = [loader.batch(0)[0] for loader in loaders]
+        for images in (*batches, *(next(iter(loader))[0] for loader in tests.values())):
             assert images.dtype == np.float32 and images.shape[1:] == (1, 28, 28)
             assert images.min() == pytest.approx(0, abs=0.02), name
             assert images.max() == pytest.approx(1, abs=0.02), name
@@ -449,26 +496,18 @@ def test_warp_keeps_the_centre():
 # Whole runs
 
 
-def run_in_process(*arguments):
-    from src.train_cells import adda
-    from src.training import loop
-
-    resolved = settings("--tensorboard", "false", *arguments)
-    place = set_up(resolved)
-    build = lambda: (adda.build(resolved, place), adda.test_sets(resolved, place))  # noqa: E731
-    assert loop.run(build, resolved, place, 0.0) == 0
-    from model_utils import checkpoint
-
-    return checkpoint.read(Path(resolved.output_dir) / "network.ckpt")[0]
-
-
-def test_two_runs_end_as_one(tmp_path):
+def test_two_runs_end_as_one(place, tmp_path):
     """The scripts train the source network in a run of its own: bit for bit as one run does."""
-    whole = run_in_process("--output_dir", tmp_path / "whole")
-    only = ("--adversary_iterations", 0, "--discriminator_iterations", 0)
-    source = run_in_process("--output_dir", tmp_path / "source", *only)
-    weights = tmp_path / "source/network.ckpt"
-    adapted = run_in_process("--output_dir", tmp_path / "adapted", "--source_ckpt_file", weights)
+
+    def run(folder, **changes):
+        resolved = tiny_config("adda", tensorboard="false", output_dir=tmp_path / folder, **changes)
+        cell = lambda: (build(resolved, place), test_sets(resolved, place))  # noqa: E731
+        assert loop.run(cell, resolved, place, 0.0) == 0
+        return checkpoint.read(tmp_path / folder / "network.ckpt")[0]
+
+    whole = run("whole")
+    source = run("source", adversary_iterations=0, discriminator_iterations=0)
+    adapted = run("adapted", source_ckpt_file=tmp_path / "source" / "network.ckpt")
     assert same(whole, adapted) and all_moved(source, adapted)
 
 

@@ -5,6 +5,7 @@ import string
 
 import pytest
 import yaml
+from helpers import fails
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,18 +13,13 @@ from model_utils import config
 from model_utils.errors import UserError
 from model_utils.key import Key
 from model_utils.keys import COMMON
-from src.train_cells import find_method, method_names
+from src.setup import settings as experiment
+from src.train_cells import method_names
 
 
 def refused(arguments, *parts):
     """`arguments` raise a UserError of one line with all `parts` in it."""
-    with pytest.raises(UserError) as caught:
-        config.load(arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-    return message
+    return fails(lambda: experiment.load(arguments), *parts)
 
 
 @pytest.fixture
@@ -44,32 +40,95 @@ def overlay(tmp_path):
 def test_command_line_beats_overlay_beats_config_yaml_beats_default(overlay):
     base = config.read_yaml(config.ROOT / "config.yaml")
     file = overlay("lr: 0.5\nbatch_size: 7\n")
-    resolved = config.load([file, "--batch_size", "9"])
+    resolved = experiment.load([file, "--batch_size", "9"])
     assert (resolved.lr, resolved.batch_size) == (0.5, 9)
     assert resolved.weight_decay == base["weight_decay"]
-    assert config.load([]).lr == base["lr"]
+    assert experiment.load([]).lr == base["lr"]
     assert resolved.given == {"batch_size"}
 
 
-def test_recipe_of_config_yaml_does_not_leak_into_another_method(overlay):
-    other = next((name for name in method_names() if name != "dann"), None)
-    if other is None:
-        pytest.skip("dann is the only method")
-    resolved = config.load([f"--method={other}"])
-    keys = find_method(other).KEYS
-    assert {name: getattr(resolved, name) for name in keys} == {n: k.default for n, k in keys.items()}
+def recipe(resolved):
+    """{key: value} of what is not common to every experiment."""
+    return {name: getattr(resolved, name) for name in resolved.keys if name not in COMMON}
+
+
+def defaults(method, network=None):
+    """{key: default} of a method's recipe on a network."""
+    keys = experiment.schema(method, network)
+    return {name: key.default for name, key in keys.items() if name not in COMMON}
+
+
+@pytest.mark.parametrize("other", [name for name in method_names() if name != "dann"])
+def test_recipe_of_config_yaml_does_not_leak_into_another_method(other):
+    assert recipe(experiment.load([f"--method={other}"])) == defaults(other)
+
+
+def test_recipe_of_config_yaml_holds_for_its_network_only():
+    base = config.read_yaml(config.ROOT / "config.yaml")
+    own = recipe(experiment.load([]))
+    assert own == {name: base[name] for name in own} != defaults("dann")
+    assert recipe(experiment.load(["--network=dann"])) == own
+    on_another = recipe(experiment.load(["--network=lenet"]))
+    assert on_another == {**defaults("dann", "lenet"), "network": "lenet"}
+
+
+# Names with other values
+
+
+@pytest.mark.parametrize(
+    "arguments, key, value",
+    [
+        (["--joint_batch", "true"], "batch_norm", "joint"),
+        (["--joint_batch=False"], "batch_norm", "per_domain"),
+        (["--method=adda", "--solver=adam"], "optimizer", "adam"),
+        (["--method=adda", "--solver=SGD"], "optimizer", "momentum"),
+        (["--method=adda", "--model=lenet"], "network", "lenet"),
+        (["--method=hardnet", "--variant=68ds"], "network", "hardnet68ds"),
+        (["--method=hardnet", "--class_num=7"], "num_classes", 7),
+    ],
+)
+def test_published_names_and_values_stand_for_keys(arguments, key, value):
+    assert getattr(experiment.load(arguments), key) == value
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--joint_batch=maybe"], ["joint_batch: 'maybe'", "command line", "true"]),
+        (["--method=adda", "--solver=lbfgs"], ["solver: 'lbfgs'", "adam | sgd"]),
+        (["--method=hardnet", "--variant=12"], ["network: 'hardnet12' does not exist", "hardnet39ds"]),
+        (["--joint_batch=true", "--batch_norm=joint"], ["joint_batch", "another name of batch_norm"]),
+        (["--method=hardnet", "--variant=85", "--network=hardnet85"], ["variant", "network", "one of them"]),
+    ],
+)
+def test_published_names_refused(arguments, parts):
+    refused(arguments, *parts)
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--variant=85"], ["unknown key variant", "method hardnet", "--method hardnet"]),
+        (["--meta_order=first"], ["unknown key meta_order", "method masf", "--method masf"]),
+        (["--method=adda", "--lambda_max=1"], ["unknown key lambda_max", "method dann", "--method dann"]),
+        (["--network=lenet", "--dropout_kind=channel"], ["dropout_kind", "network dann", "--network dann"]),
+        (["--network=lenett"], ["network: 'lenett' does not exist", "did you mean lenet?"]),
+    ],
+)
+def test_a_key_of_another_method_or_network_names_it(arguments, parts):
+    refused(arguments, *parts)
 
 
 def test_experiment_is_named_after_the_file_unless_named(overlay):
-    assert config.load([]).experiment == "dann"
-    assert config.load([overlay("", "wild.yaml")]).experiment == "wild"
-    assert config.load([overlay("experiment: tame", "wild.yaml")]).experiment == "tame"
-    assert config.load([overlay("", "wild.yaml"), "--experiment=mine"]).experiment == "mine"
+    assert experiment.load([]).experiment == "dann"
+    assert experiment.load([overlay("", "wild.yaml")]).experiment == "wild"
+    assert experiment.load([overlay("experiment: tame", "wild.yaml")]).experiment == "tame"
+    assert experiment.load([overlay("", "wild.yaml"), "--experiment=mine"]).experiment == "mine"
 
 
 def test_relative_overlay_is_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert config.load(["--config", "configs/demo.yaml"]).source_dataset_name == "demo_digits"
+    assert experiment.load(["--config", "configs/demo.yaml"]).source_dataset_name == "demo_digits"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +136,7 @@ def test_relative_overlay_is_found_from_another_folder(tmp_path, monkeypatch):
     [["--batch_size", "9"], ["--batch_size=9"], ["--batch-size", "9"], ["--batch_size=1", "--batch_size=9"]],
 )
 def test_ways_to_write_an_option(arguments):
-    assert config.load(arguments).batch_size == 9
+    assert experiment.load(arguments).batch_size == 9
 
 
 @pytest.mark.parametrize(
@@ -85,13 +144,13 @@ def test_ways_to_write_an_option(arguments):
     [("true", True), ("YES", True), ("1", True), ("off", False), ("False", False), ("0", False)],
 )
 def test_flags(text, value):
-    assert config.load(["--download", text]).download is value
-    assert config.load(["--download", "--lr", "0.1"]).download is True
+    assert experiment.load(["--download", text]).download is value
+    assert experiment.load(["--download", "--lr", "0.1"]).download is True
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", ".001", "0.001"])
 def test_numbers_in_yaml_without_a_dot_are_still_numbers(overlay, text):
-    assert config.load([overlay(f"lr: {text}")]).lr == 0.001
+    assert experiment.load([overlay(f"lr: {text}")]).lr == 0.001
 
 
 # What is refused
@@ -176,11 +235,11 @@ def test_yaml_whose_aliases_stand_for_gigabytes_is_refused_in_few_words(overlay)
 
 def test_configuration_is_read_only():
     with pytest.raises(AttributeError):
-        config.load([]).lr = 1
+        experiment.load([]).lr = 1
 
 
 def test_replace_checks_as_the_command_line_does():
-    base = config.load([])
+    base = experiment.load([])
     assert base.replace(lr=0.25).lr == 0.25 and base.lr != 0.25
     for change in ({"lr": -1}, {"no_such_key": 1}):
         with pytest.raises(UserError):
@@ -214,13 +273,22 @@ def test_lists_of_floats_refuse_what_is_no_number(value):
 
 @pytest.mark.parametrize("method", method_names())
 def test_help_lists_every_key_with_default_and_meaning(method, capsys):
-    assert config.load(["--help", f"--method={method}", "--seed=7"]) is None
+    assert experiment.load(["--help", f"--method={method}", "--seed=7"]) is None
     text = capsys.readouterr().out
-    for name, key in {**COMMON, **find_method(method).KEYS}.items():
+    for name, key in experiment.schema(method).items():
         assert f"\n  --{name} " in text
         assert f"{key.help} [{key.allowed()}]" in text
     assert "--seed 7" in text
-    assert all(key.help for key in find_method(method).KEYS.values())
+    assert all(key.help for key in experiment.schema(method).values())
+
+
+def test_help_on_another_network_lists_its_keys(capsys):
+    assert experiment.load(["--help", "--network=lenet"]) is None
+    text = capsys.readouterr().out
+    assert "Keys of method dann on network lenet" in text and "\n  --network lenet" in text
+    assert "\n  --input_norm none" in text and "--dropout_kind" not in text
+    assert experiment.load(["--help"]) is None
+    assert "\n  --dropout_kind channel" in capsys.readouterr().out
 
 
 # Properties
@@ -229,8 +297,9 @@ def test_help_lists_every_key_with_default_and_meaning(method, capsys):
 @st.composite
 def changed(draw):
     """Allowed values of some keys, as text."""
-    keys = {**COMMON, **find_method("dann").KEYS}
-    names = draw(st.lists(st.sampled_from(sorted(set(keys) - {"method"})), unique=True, max_size=6))
+    keys = experiment.schema("dann")
+    free = sorted(set(keys) - {"method", "network"})  # these choose which keys there are
+    names = draw(st.lists(st.sampled_from(free), unique=True, max_size=6))
     return {name: draw(allowed(keys[name])) for name in names}
 
 
@@ -253,11 +322,11 @@ def allowed(key):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed())
 def test_written_configuration_reads_back_the_same(tmp_path, changes):
-    before = config.load([f"--{name}={value}" for name, value in changes.items()])
+    before = experiment.load([f"--{name}={value}" for name, value in changes.items()])
     for name, value in changes.items():
         assert getattr(before, name) == value or name == "experiment" and not value
     before.write(tmp_path / "written.yaml")
-    after = config.load([f"--config={tmp_path / 'written.yaml'}"])
+    after = experiment.load([f"--config={tmp_path / 'written.yaml'}"])
     assert after.as_dict() == before.as_dict()
 
 
@@ -265,14 +334,14 @@ TEXT = st.text(max_size=30) | st.from_regex(r"-?[0-9]{0,4}\.?[0-9]{0,4}(e-?[0-9]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted({**COMMON, **find_method("dann").KEYS})), TEXT)
+@given(st.sampled_from(sorted(experiment.schema("dann"))), TEXT)
 def test_any_text_is_a_valid_value_or_a_user_error(name, text):
     try:
-        value = getattr(config.load([f"--{name}={text}"]), name)
+        value = getattr(experiment.load([f"--{name}={text}"]), name)
     except UserError as error:
         assert "\n" not in str(error)
         return
-    key = {**COMMON, **find_method("dann").KEYS}[name]
+    key = experiment.schema("dann")[name]
     assert type(value) is type(key.default)
     assert key.parse(name, value, "again") == value
 
@@ -283,7 +352,7 @@ def test_any_file_is_a_configuration_or_a_user_error(tmp_path, content):
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
     try:
-        resolved = config.load([f"--config={path}"])
+        resolved = experiment.load([f"--config={path}"])
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -293,7 +362,7 @@ def test_any_file_is_a_configuration_or_a_user_error(tmp_path, content):
 @settings(max_examples=100, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), st.lists, max_leaves=5))
 def test_any_yaml_value_is_valid_or_a_user_error(value):
-    for name, key in {**COMMON, **find_method("dann").KEYS}.items():
+    for name, key in experiment.schema("dann").items():
         try:
             parsed = key.parse(name, value, "test")
         except UserError:

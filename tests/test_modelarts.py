@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from model_utils import archives, config, modelarts
+from model_utils import archives, modelarts
 from model_utils.errors import UserError
+from src.data.forms import rooted
+from src.setup import settings as experiment
 from tests.helpers import DEMO, command, refused, succeeded
 
 
@@ -85,11 +87,11 @@ def job(tmp_path, *more, **keys):
         "output_dir": tmp_path / "out",
         **keys,
     }
-    return config.load([*more, *(f"--{name}={value}" for name, value in keys.items())])
+    return experiment.load([*more, *(f"--{name}={value}" for name, value in keys.items())])
 
 
 def test_data_are_copied_unpacked_and_found(tmp_path, bucket, moxing):
-    settings = modelarts.prepare(job(tmp_path, data_url=bucket))
+    settings = rooted(modelarts.prepare(job(tmp_path, data_url=bucket)))
     for key, name, content in (
         ("source_image_root", "mnist", b"digits"),
         ("target_image_root", "mnist_m", b"colour"),
@@ -101,9 +103,11 @@ def test_data_are_copied_unpacked_and_found(tmp_path, bucket, moxing):
 
 
 def test_the_older_spelling(tmp_path, bucket):
-    settings = config.load(["--isModelArts", "True", f"--data_url={bucket}", f"--local_data_path={tmp_path}"])
+    settings = experiment.load(
+        ["--isModelArts", "True", f"--data_url={bucket}", f"--local_data_path={tmp_path}"]
+    )
     assert settings.enable_modelarts is True
-    assert (Path(modelarts.prepare(settings).source_image_root) / "images").is_file()
+    assert (Path(rooted(modelarts.prepare(settings)).source_image_root) / "images").is_file()
 
 
 def test_data_are_copied_once(tmp_path, bucket, moxing):
@@ -164,7 +168,7 @@ def test_a_single_file_may_be_the_data(tmp_path, bucket):
 def test_a_local_folder_needs_no_moxing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moxing", None)
     (tmp_path / "data" / "mnist").mkdir(parents=True)
-    settings = modelarts.prepare(job(tmp_path, data_url=tmp_path / "data"))
+    settings = rooted(modelarts.prepare(job(tmp_path, data_url=tmp_path / "data")))
     assert Path(settings.source_image_root).is_dir()
     with pytest.raises(UserError, match="data_url: obs:// needs the package moxing"):
         modelarts.prepare(job(tmp_path, data_url="obs://bucket/data"))
@@ -174,7 +178,7 @@ def test_a_local_folder_needs_no_moxing(tmp_path, monkeypatch):
 
 def test_urls_and_the_switch_belong_together(tmp_path):
     with pytest.raises(UserError, match="data_url is used with --enable_modelarts true only"):
-        modelarts.prepare(config.load(["--data_url=obs://b/d"]))
+        modelarts.prepare(experiment.load(["--data_url=obs://b/d"]))
     with pytest.raises(UserError, match="give --data_url, --train_url or both"):
         modelarts.prepare(job(tmp_path))
     refused(command("train.py", data_url="obs://b/d"), "data_url")
@@ -183,14 +187,13 @@ def test_urls_and_the_switch_belong_together(tmp_path):
 def test_dataset_path_is_where_relative_roots_are_looked_up(tmp_path):
     (tmp_path / "data" / "mnist").mkdir(parents=True)
     (tmp_path / "mnist_m").mkdir()
-    settings = modelarts.prepare(config.load([f"--dataset_path={tmp_path}"]))
+    base = [f"--dataset_path={tmp_path}"]
+    settings = rooted(experiment.load(base))
     assert settings.source_image_root == str(tmp_path / "data" / "mnist")
     assert settings.target_image_root == str(tmp_path / "mnist_m")
-    settings = modelarts.prepare(
-        config.load([f"--dataset_path={tmp_path}", "--source_image_root=/else/where"])
-    )
-    assert settings.source_image_root == "/else/where"
-    assert modelarts.prepare(config.load([])).source_image_root == "data/mnist"
+    elsewhere = rooted(experiment.load([*base, "--source_image_root=/else/where"]))
+    assert elsewhere.source_image_root == "/else/where"
+    assert rooted(experiment.load([])).source_image_root == "data/mnist"
 
 
 # Copying out
@@ -241,7 +244,7 @@ def test_failures_are_tried_again_and_then_named(tmp_path, run, moxing, caplog):
 
 
 def test_without_train_url_nothing_is_copied(tmp_path, run, moxing):
-    assert modelarts.Outbox(config.load([f"--output_dir={run}"])).send() == []
+    assert modelarts.Outbox(experiment.load([f"--output_dir={run}"])).send() == []
     assert modelarts.Outbox(job(tmp_path, train_url="obs://bucket/run"), enabled=False).send() == []
     assert moxing.calls == []
 
