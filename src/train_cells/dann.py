@@ -175,11 +175,6 @@ class Method(trainer.Trainer):
     def _prepare_refinement(self):
         config = self.config
         student = networks.build(config, len(self.task.classes), dropout=config.refine_dropout)
-<<<<<<< HEAD
-        accelerate(student)
-        student.prefix_names("student.")
-=======
->>>>>>> ta
         if config.freeze_backbone:
             for parameter in student.backbone.get_parameters():
                 parameter.requires_grad = False
