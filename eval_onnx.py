@@ -61,6 +61,8 @@ def main():
     run_log.log.info("device: %s", model.place)
     settings = modelarts.prepare(settings)
     place = Device("GPU" if "CUDA" in model.place else "CPU")
+    if model.names is None:
+        run_log.log.warning("warning: %s does not name its classes: only their number is checked", model.path)
     method = find_method(settings.method)
     preparation = model.preparation if model.about else networks.preparation(settings)
     task, test_sets = open_test_sets(settings, place, model.names or model.classes, method, preparation)

@@ -215,6 +215,20 @@ def stored_config(path):
     return config
 
 
+def class_names(meta, path):
+    """The class names in META, a tuple in the order of the logits; None where there are none.
+
+    Raises:
+        UserError: they are no names.
+    """
+    names = meta.get("classes") if isinstance(meta, dict) else None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"checkpoint {path}: the class names stored in it are damaged; use another one")
+    return tuple(names)
+
+
 def load_network(network, path):
     """Fill `network` from a training checkpoint, a network checkpoint, or the newest one of a run's folder.
 
@@ -231,10 +245,11 @@ def load_network(network, path):
 
 
 def load_cell(cell, path, what):
-    """Fill one cell from a checkpoint that holds its parameters and nothing else."""
-    values, _ = read(path)
+    """Fill one cell from a checkpoint that holds its parameters and nothing else; returns META or None."""
+    values, meta = read(path)
     check_finite(values, path)
     fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
+    return meta
 
 
 def check_finite(values, path):
@@ -276,6 +291,7 @@ def newest(output_dir):
             values, meta = read(path)
             if not _is_training_meta(meta) or not _has_crc(path):
                 raise UserError(f"checkpoint {path} holds no training state, or was cut short")
+            class_names(meta, path)
             return path, values, meta
         except UserError as error:
             log.warning("warning: %s; trying the one before it", error)

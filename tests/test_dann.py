@@ -1,43 +1,55 @@
-"""DANN: its network, recipe and both adversaries."""
-
-import importlib
+"""DANN: its network, recipe and both adversaries; and what the trainer does for DANN and ADDA alike."""
 
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import build, demo_config, tiny_config, train, values
+from helpers import build, demo_config, fails, test_sets, tiny_config, train, values
 from mindspore import nn
 
-from model_utils import checkpoint, config
-from model_utils.errors import UserError
+from model_utils import checkpoint
+from src import networks
 from src.evaluation.evaluate import Evaluator
-from src.networks.dann import DANN, DomainClassifier
-from src.train_cells import dann
+from src.exported import trained
+from src.networks.heads import DomainHead
+from src.train_cells.dann import Method
 from src.training.schedules import one_cycle, reversal_strength
 
 
+def network(**changes):
+    return networks.build(tiny_config("dann", **changes), 10).set_train(False)
+
+
+def some_images(count):
+    return ms.Tensor(np.random.default_rng(0).random((count, 3, 28, 28), dtype=np.float32))
+
+
 def test_network_has_the_published_number_of_parameters():
-    assert sum(p.size for p in DANN().trainable_params()) == 176_752
-    assert sum(p.size for p in DomainClassifier().trainable_params()) == 80_100 + 200 + 202
+    assert sum(p.size for p in network().trainable_params()) == 176_752
+    assert sum(p.size for p in DomainHead(800).trainable_params()) == 80_100 + 200 + 202
 
 
 @pytest.mark.parametrize("norm", ["none", "instance"])
 def test_shapes_from_image_to_logits(norm):
-    network = DANN(norm).set_train(False)
-    images = ms.Tensor(np.random.default_rng(0).random((3, 3, 28, 28), dtype=np.float32))
-    features = network.backbone(images)
-    assert features.shape == (3, 800)
-    assert network(images).shape == (3, 10)
-    assert DomainClassifier().set_train(False)(features).shape == (3, 2)
+    own, images = network(input_norm=norm), some_images(3)
+    features = own.features(images)
+    assert features.shape == (3, own.feature_size) == (3, 800)
+    assert own(images).shape == (3, 10)
+    np.testing.assert_array_equal(own.classify(features).asnumpy(), own(images).asnumpy())
+    assert DomainHead(800).set_train(False)(features).shape == (3, 2)
 
 
-def test_dropout_masks_drop_and_none_does_not():
-    network = DANN().set_train(False)
-    images = ms.Tensor(np.random.default_rng(0).random((2, 3, 28, 28), dtype=np.float32))
-    ones = ms.Tensor(np.ones((2, 50, 8, 8), np.float32))
-    kept, whole = network.backbone(images, ones).asnumpy(), network.backbone(images).asnumpy()
-    np.testing.assert_array_equal(kept, whole)
-    assert not network.backbone(images, ones * 0).asnumpy().any()
+@pytest.mark.parametrize("kind, shape", [("element", (50, 8, 8)), ("channel", (50, 1, 1))])
+def test_dropout_masks_drop_and_none_does_not(kind, shape):
+    own, images = network(dropout_kind=kind), some_images(2)
+    assert own.masks == ((shape, 0.5), ((100,), 0.5)) and own.split == 1
+    ones = [ms.Tensor(np.ones((2, *of_one), np.float32)) for of_one, _ in own.masks]
+    whole = own(images).asnumpy()
+    np.testing.assert_array_equal(own(images, *ones).asnumpy(), whole)
+    assert not own.features(images, ones[0] * 0).asnumpy().any()
+    bare = own(images, ones[0], ones[1] * 0).asnumpy()  # all that is left of an image are biases
+    np.testing.assert_array_equal(bare[0], bare[1])
+    assert not np.array_equal(whole[0], whole[1])
+    assert network(dropout=0).masks == ()
 
 
 def test_learning_rates_follow_the_recipe(place):
@@ -95,8 +107,9 @@ def test_alternating_discriminator_step_leaves_backbone_weights_alone(place):
     phase = cell.phases[1]
     images = np.concatenate((phase.batch(0)["source"][0], phase.batch(0)["target"][0]))
     before = values(cell)
-    keep_map, _ = cell._masks(phase, len(images))
-    cell._discriminate(ms.Tensor(images), cell.domains, keep_map)
+    of_backbone = cell.masks(len(images), "dropout adapt", 0, 0)[: cell.network.split]
+    inputs = [ms.Tensor(images), cell.domains, *of_backbone]
+    cell.updates["discriminate"].step([inputs], cell.loss_scale)
     after = values(cell)
     own = [p.name for p in cell.network.trainable_params()]
     assert all(np.array_equal(before[name], after[name]) for name in own)
@@ -108,25 +121,33 @@ def test_batch_norm_uses_batch_statistics_from_the_first_step(place):
     """Cells are born in evaluation mode, and a compiled step keeps the mode it was compiled in."""
     cell = build(tiny_config("dann", validation_size=0, n_pretrain_epochs=0), place)
     train(cell, 0, 1)
-    for norm in (cell.network.backbone.bn1, cell.network.class_classifier.bn1, cell.domain_classifier.bn1):
+    for part in (cell.network.backbone, cell.network.head, cell.parts["domain_classifier"]):
+        norm = part.bn1
         assert norm.training
         assert np.abs(norm.moving_mean.asnumpy()).max() > 0
 
 
-def test_dropout_differs_from_step_to_step_phase_to_phase_and_repeats(place):
-    cell = build(tiny_config("dann"), place)
+def test_dropout_differs_from_step_to_step_phase_to_phase_and_repeats(place, monkeypatch):
+    cell, seen = build(tiny_config("dann", dropout_kind="channel"), place), []
     pretrain, adapt = cell.phases
 
-    def masks(phase, step):
-        phase.step = step
-        return [mask.asnumpy() for mask in cell._masks(phase, 4)]
+    def inputs_only(update, phase, batch, inputs):
+        masks = [value.asnumpy() for value in inputs(batch, 0) if value.ndim in (2, 4)][1:]
+        seen.append(masks)
+        return ms.Tensor(0.0), (ms.Tensor(0.0),) * (1 if phase is pretrain else 5), {}
 
-    first = masks(adapt, 0)
-    for other in (masks(adapt, 1), masks(pretrain, 0)):
-        assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
-    for mask, again in zip(first, masks(adapt, 0), strict=True):
-        np.testing.assert_array_equal(mask, again)
+    monkeypatch.setattr(cell, "run", inputs_only)
+    for phase, step in ((adapt, 0), (adapt, 1), (pretrain, 0), (adapt, 0)):
+        phase.step = step
+        cell.train_step(phase, phase.batch(step))
+    first, later, earlier, again = seen
+    assert [mask.shape for mask in first] == [(16, 50, 1, 1), (16, 100)]
+    assert [mask.shape for mask in earlier] == [(8, 50, 1, 1), (8, 100)]
+    for number, mask in enumerate(first):
+        np.testing.assert_array_equal(mask, again[number])
         assert set(np.unique(mask)) == {0, 2}
+        assert not np.array_equal(mask, later[number])
+        assert not np.array_equal(mask[:8], earlier[number])
 
 
 def test_log_line_is_the_one_people_grep(place):
@@ -144,14 +165,16 @@ def test_validation_figures_match_numpy(place):
     cell = build(tiny_config("dann"), place)
     train(cell, 0, 6)
     figures = cell.validate(cell.phases[1])
+    domain_classifier = cell.parts["domain_classifier"]
+    assert cell.network.training and domain_classifier.training
     cell.network.set_train(False)
-    cell.domain_classifier.set_train(False)
+    domain_classifier.set_train(False)
     losses, hits, domain_losses, domain_hits = [], [], [], []
     for domain, side in enumerate(("source", "target")):
         for images, labels in cell.held_out[side]:
-            features = cell.network.backbone(ms.Tensor(images))
-            logits = cell.network.class_classifier(features).asnumpy().astype(np.float64)
-            of_domain = cell.domain_classifier(features).asnumpy().astype(np.float64)
+            features = cell.network.features(ms.Tensor(images))
+            logits = cell.network.classify(features).asnumpy().astype(np.float64)
+            of_domain = domain_classifier(features).asnumpy().astype(np.float64)
             for row, label, pair in zip(logits, labels, of_domain, strict=True):
                 domain_losses.append(np.log(np.exp(pair).sum()) - pair[domain])
                 domain_hits.append(pair.argmax() == domain)
@@ -174,11 +197,11 @@ def test_published_files_fill_the_network_they_came_from(place, tmp_path):
         backbone_ckpt_file=tmp_path / "best_backbone_t.ckpt",
         classifier_ckpt_file=tmp_path / "best_class_classifier.ckpt",
     )
-    network = dann.build_network(settings)
-    importlib.import_module("eval").load_weights(network, settings, dann)
+    loaded = trained.load_parts(settings, Method)
     wanted = {p.name: p.asnumpy() for p in cell.network.get_parameters()}
-    assert {p.name for p in network.get_parameters()} == set(wanted)
-    assert all(np.array_equal(p.asnumpy(), wanted[p.name]) for p in network.get_parameters())
+    assert {p.name for p in loaded.network.get_parameters()} == set(wanted)
+    assert all(np.array_equal(p.asnumpy(), wanted[p.name]) for p in loaded.network.get_parameters())
+    assert loaded.classes == 10  # all that these files say of the classes is their number
 
 
 @pytest.mark.parametrize(
@@ -187,13 +210,10 @@ def test_published_files_fill_the_network_they_came_from(place, tmp_path):
         ({"backbone_ckpt_file": "a.ckpt"}, "classifier_ckpt_file"),
         ({"classifier_ckpt_file": "a.ckpt"}, "backbone_ckpt_file"),
         ({"classifier_ckpt_file": "a.ckpt", "backbone_ckpt_file": "b.ckpt", "ckpt_path": "c"}, "not both"),
-        ({}, "--ckpt_path"),
     ],
 )
 def test_eval_refuses_half_of_the_published_files(given, part):
-    settings = config.load([f"--{name}={value}" for name, value in given.items()])
-    with pytest.raises(UserError, match=part):
-        importlib.import_module("eval").load_weights(dann.build_network(settings), settings, dann)
+    fails(lambda: trained.load_parts(tiny_config("dann", **given), Method), part)
 
 
 def test_a_short_run_learns_the_demo_digits(place):
@@ -209,7 +229,7 @@ def test_a_short_run_learns_the_demo_digits(place):
     )
     cell = build(settings, place)
     logged = train(cell)
-    accuracies = Evaluator(cell.network, settings, place).accuracies(dann.test_sets(settings, place))
+    accuracies = Evaluator(cell.network, settings, place).accuracies(test_sets(settings, place))
     assert accuracies["source"] > 0.6, accuracies  # chance: 0.1
     losses = [scalars["class_loss"] for _, scalars in logged]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])

@@ -22,6 +22,7 @@ from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from model_utils.restricted_pickle import load_numpy_pickle, load_torch
 from src import pth2ckpt
+from src.data.files import find
 from src.exported import inference, model_files, onnx_file
 from src.train_cells import find_method, method_names
 from src.training import run_folder
@@ -247,7 +248,7 @@ def test_reported_path_too_long_in_the_other_programs(tmp_path, monkeypatch):
     for call in (
         lambda: infer.arguments([f"--model={LONG}", "a.jpg"]),
         lambda: infer.arguments([f"--class_names={LONG}", "--model=m", "a.jpg"]),
-        lambda: infer.find_images([LONG]),
+        lambda: find([LONG]),
         lambda: model_files.open_model(LONG),
         lambda: create_mnistm.parse([f"--bst_path={LONG}"]),
         lambda: create_mnistm.parse([f"--mnist_dir={LONG}"]),

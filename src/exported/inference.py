@@ -104,8 +104,14 @@ class Score:
 
 
 def score(model, loader):
-    """The Score of a model on a test loader's (images, labels)."""
+    """The Score of a model on a test loader's (images, labels); UserError for another number of classes."""
     total = Score()
     for images, labels in loader:
-        total.add(model.logits(images), labels)
+        logits = model.logits(images)
+        if logits.shape[1] != len(loader.classes):
+            raise UserError(
+                f"model: {model.path} has {logits.shape[1]} classes, the data {len(loader.classes)}; give "
+                "data with the classes it was trained on"
+            )
+        total.add(logits, labels)
     return total

@@ -5,6 +5,7 @@ What such a file says of itself (src/exported/exporting.py, `describe`) takes th
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from src.data import preparation
 from src.exported import onnx_file
 from src.exported.exporting import PLAIN_TEXT, sidecar
 from src.setup import settings
+
+log = logging.getLogger("run")
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
 KINDS = {"method": str, "settings": dict, "class_names": list, "preparation": dict}
@@ -185,6 +188,7 @@ def checked_about(about, where):
         and {"method", "settings"} <= set(about)
         and all(isinstance(about[name], kind) for name, kind in KINDS.items() if name in about)
         and all(isinstance(name, str) for name in about.get("class_names", ()))
+        and len(set(about.get("class_names", ()))) == len(about.get("class_names", ()))
         and ("preparation" not in about or preparation.read(about["preparation"]) is not None)
     )
     if not good:
@@ -251,9 +255,25 @@ def _open_checkpoint(path, device_target, device_id, config_path):
     network = loaded.network
     ops.accelerate(network)
     network.set_train(False)
-    about = describe(recipe, network.preparation, loaded.names)
+    names = loaded.names or _names_of_data(recipe, network.classes)
+    about = describe(recipe, network.preparation, names)
     place = f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
     return Model(loaded.path, lambda images: network(ms.Tensor(images)).asnumpy(), about, place=place)
+
+
+def _names_of_data(recipe, count):
+    """Class names for a checkpoint without any: those of the data in its recipe today, or None."""
+    from model_utils.device import Device
+    from src.data.tasks import open_task
+    from src.train_cells import find_method
+
+    try:
+        names = open_task(recipe, Device("CPU"), count, find_method(recipe.method).LEAST_SOURCES).classes
+    except UserError as error:
+        log.warning("warning: its data do not name them either: %s", error)
+        return None
+    log.warning("warning: its classes are called here as in its data today, which may have changed since")
+    return names
 
 
 def _set_up(device_target, device_id, cpu_operator=True):

@@ -102,18 +102,25 @@ def load_parts(settings, method):
     missing = [key for key in parts if key not in given]
     if missing:
         raise UserError(f"{', '.join(given)} needs {' and '.join(missing)} as well")
-    for key, (part, path) in given.items():
-        checkpoint.load_cell(part, path, key)
-    return Trained(network, None, ", ".join(path for _, path in given.values()))
+    names = {
+        _names(checkpoint.load_cell(part, path, key), network.classes, path)
+        for key, (part, path) in given.items()
+    }
+    if len(names) > 1:
+        raise UserError(
+            f"{' and '.join(given)}: the files are of models with different classes; give those of one run"
+        )
+    return Trained(network, names.pop(), ", ".join(path for _, path in given.values()))
 
 
 def _names(meta, count, path):
     """The class names stored in a checkpoint; None, and a line that says so, where there are none."""
-    names = meta.get("classes") if isinstance(meta, dict) else None
+    names = checkpoint.class_names(meta, path)
     if names is None:
-        log.info("%s does not name its classes: only their number, %d, is checked", path, count)
+        log.warning("warning: %s does not name its classes: only their number, %d, is checked", path, count)
         return None
-    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not good or len(names) != count or len(set(names)) != count:
-        raise UserError(f"checkpoint {path}: the class names stored in it are damaged; use another one")
-    return tuple(names)
+    if len(names) != count or len(set(names)) != count:
+        raise UserError(
+            f"checkpoint {path}: it has {count} classes, but names {len(set(names))}; use another one"
+        )
+    return names

@@ -138,7 +138,7 @@ class Method(trainer.Trainer):
 
     @staticmethod
     def accuracy_lines(top1, top5):
-        """The lines that users of the published model grep, of the last domain, which is the one of interest."""
+        """The lines that users of the published model grep, of the last domain: the one of interest."""
         if not top1:
             return []
         domain = list(top1)[-1]

@@ -127,7 +127,7 @@ class Trainer:
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
         self.plan()
         self.network = networks.build(config, len(task.classes))
-        load_initial(self.network, config)
+        load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
             for parameter in self.network.backbone.get_parameters():
                 parameter.requires_grad = False
