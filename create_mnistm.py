@@ -7,13 +7,15 @@ if __name__ == "__main__":
 
 import argparse
 import hashlib
+import os
+import reprlib
 import signal
 import sys
 import time
 
 import numpy as np
 
-from model_utils import cli
+from model_utils import cli, paths
 from model_utils.errors import UserError
 from src.data import blend, idx, mnist, mnist_m
 from src.data.photos import BSDS500_TRAINING_PHOTOS, BSDS500_URL, read_training_photos
@@ -55,7 +57,11 @@ def _path(text):
     # Most likely a shell variable that is not set; as a path it would be the current folder.
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty")
-    return text
+    path = os.path.expanduser(text)
+    wrong = paths.problem(path)
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(path)} {wrong}")
+    return path
 
 
 def _seed(text):

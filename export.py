@@ -1,4 +1,7 @@
-"""Export a checkpoint: python export.py --ckpt_file FILE_OR_RUN_FOLDER --file_format MINDIR|ONNX|AIR"""
+"""Export a checkpoint: python export.py [--ckpt_file FILE_OR_RUN_FOLDER] [--file_format MINDIR|ONNX|AIR]
+
+Without --ckpt_file it is the newest one of output_dir.
+"""
 
 from model_utils import interrupts
 
@@ -16,29 +19,35 @@ COMPARED_LARGE, LARGE = 16, 100 * 100  # of images with more pixels than that
 
 
 def comparison(settings, place, loaded, method):
-    """(real images float32 (N, C, S, S) to compare on, class names or None).
+    """(real images float32 (N, C, S, S) to compare on, what they are in words, class names or None).
 
     The images are of the test data; where these are not at hand, photographs that come with scikit-image
     serve: weights can then be exported without the data they were trained on.
+
+    Raises:
+        UserError: the data are there, and have other classes than the model.
     """
     from model_utils.run_log import log
     from src.data import demo_photos
+    from src.data.forms import OtherClasses
     from src.data.tasks import open_task
 
     preparation = loaded.network.preparation
     count = COMPARED_LARGE if preparation.size**2 > LARGE else COMPARED_IMAGES
     try:
         task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
-        loader = next(reversed(task.test(preparation).values()))
-        return loader.sample(count, settings.seed)[0], loaded.names or task.classes
+        name, loader = list(task.test(preparation).items())[-1]
+        images = loader.sample(count, settings.seed)[0]
+    except OtherClasses as error:
+        raise UserError(f"{error}, or a path without data: then photographs are compared on") from error
     except UserError as error:
-        log.info(
-            "compared on photographs that come with scikit-image, because the test data are not there: %s",
-            error,
-        )
+        log.info("the test data are not there (%s)", error)
         if loaded.names is None:
             log.info("the class names stay unknown")
-    return demo_photos.prepared(preparation), loaded.names
+        return demo_photos.prepared(preparation), "photographs that come with scikit-image", loaded.names
+    if loaded.names is None:
+        log.info("the class names are taken from the data as they are today")
+    return images, f"test images of {name}", loaded.names or task.classes
 
 
 def main():
@@ -52,14 +61,13 @@ def main():
     from src.setup.place import set_up
     from src.train_cells import find_method
 
-    if not settings.ckpt_file:
-        raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
     settings = modelarts.prepare(settings)
     # An export holds MindSpore's own operators only: take the CPU setting that suits those.
     place = set_up(settings.replace(cpu_operator=False))
     run_log.setup()
-    loaded = trained.load(settings, settings.ckpt_file)
-    images, names = comparison(settings, place, loaded, find_method(settings.method))
+    method = find_method(settings.method)
+    loaded = trained.find(settings, method, "ckpt_file")
+    images, what, names = comparison(settings, place, loaded, method)
     path, difference = exporting.export(
         loaded.network,
         images,
@@ -73,7 +81,7 @@ def main():
     run_log.log.info("exported %s to %s", loaded.path, path)
     if difference is not None:
         run_log.log.info(
-            "reloaded and compared on %d images: maximal logits difference %.2e", len(images), difference
+            "reloaded and compared on %d %s: maximal logits difference %.2e", len(images), what, difference
         )
     return 0
 

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from model_utils import cli
+import model_utils
+from model_utils import cli, paths
 from model_utils.errors import UserError, shortened
 
 RESULTS = "result_Files"
@@ -49,6 +50,7 @@ def arguments(argv=None):
     parser.add_argument(
         "--model", "--model_path", required=True, help=".onnx, .mindir, .ckpt or a run's folder"
     )
+    parser.add_argument("--version", action="version", version=model_utils.named_version())
     parser.add_argument("--config", help="configuration of a .ckpt that holds none")
     parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default 5)")
     parser.add_argument(
@@ -65,6 +67,9 @@ def arguments(argv=None):
     folder.add_argument("--result_dir", metavar="DIR", help=f"folder to make {RESULTS}/ and acc.log in")
     folder.add_argument("--strict", action="store_true", help="stop at an image that can't be read")
     options = parser.parse_args(argv)
+    for name in ("model", "config", "class_names", "dataset_path", "result_dir"):
+        value = getattr(options, name)
+        setattr(options, name, value and paths.expanded(value, name))
     if bool(options.images) == bool(options.dataset_path):
         parser.error("give images, or a labelled folder with --dataset_path")
     if bool(options.dataset_path) != bool(options.result_dir):
@@ -74,6 +79,7 @@ def arguments(argv=None):
 
 def show_images(model, options):
     """Print the best classes of each image file; UserError at the end if some could not be read."""
+    from src.data.files import shown
     from src.data.reading import Reader
     from src.exported import inference
 
@@ -86,12 +92,10 @@ def show_images(model, options):
                 log("class names are not known: numbers are shown; --class_names FILE gives names")
         shares = inference.probabilities(logits)
         best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
-        print(
-            as_json(files[index], best, names) if options.json else as_text(files[index], best, names),
-            flush=True,
-        )
+        path = shown(files[index])
+        print(as_json(path, best, names) if options.json else as_text(path, best, names), flush=True)
     if reader.bad:
-        names = [files[index] for index in sorted(reader.bad)]
+        names = [shown(files[index]) for index in sorted(reader.bad)]
         raise UserError(f"{len(names)} of {len(files)} images could not be read: {shortened(names, 5)}")
 
 
@@ -112,6 +116,7 @@ def as_json(path, best, names):
 
 def classify_folder(model, options):
     """Write result_dir/acc.log and result_Files/<class>/<image>.txt there: `class probability` per rank."""
+    from src.data.domains import find_parts
     from src.data.files import LeftOut, scan
     from src.data.reading import Reader
     from src.exported import inference
@@ -120,18 +125,20 @@ def classify_folder(model, options):
     if not root.is_dir():
         raise UserError(f"dataset_path: {root} is no folder; give the one of val/<class>/* or of <class>/*")
     left_out = LeftOut(options.strict)
-    folder = scan(root / "val" if (root / "val").is_dir() else root, left_out)
+    folder = scan(find_parts(root).get("test", root), left_out)
+    labels = labels_for(model, folder)
     results = Path(options.result_dir) / RESULTS
     if results.exists() and any(results.iterdir()):
         raise UserError(
             f"result_dir: {results} holds results already; remove it, or choose another --result_dir"
         )
     reader, score, names = Reader(folder.files, left_out=left_out), inference.Score(), None
+    reader.group(folder.labels, folder.classes)
     begun = time.perf_counter()
     for index, logits in inference.predictions(model, reader, options.batch_size):
         if names is None:
             names = names_for(model, folder, len(logits), options.class_names)
-        score.add(logits[None], folder.labels[[index]])
+        score.add(logits[None], labels[[index]])
         write_result(results, folder, index, logits, names, options.top)
     seconds = time.perf_counter() - begun
     lines = [f"Total data: {score.count}" + (f" ({len(reader.bad)} could not be read)" if reader.bad else "")]
@@ -146,21 +153,32 @@ def classify_folder(model, options):
     )
 
 
+def labels_for(model, folder):
+    """The folder's labels in the order of the model's classes; UserError unless both have the same names."""
+    import numpy as np
+
+    from src.data.forms import compared
+
+    if model.names is None:
+        log(f"{model.path} does not name its classes: only their number is checked")
+        return folder.labels
+    different = compared(folder.classes, model.names)
+    if different:
+        raise UserError(
+            f"dataset_path: {folder.root} has other classes than {model.path} ({different}); give data with "
+            "the classes it was trained on"
+        )
+    return np.array([model.names.index(name) for name in folder.classes])[folder.labels]
+
+
 def names_for(model, folder, count, names_file):
-    """Class names to write; UserError unless the folder has the model's classes."""
+    """Class names to write; UserError unless the folder has as many classes as the model."""
     from src.exported import inference
 
     if count != len(folder.classes):
         raise UserError(
-            f"dataset_path: {folder.root} has {len(folder.classes)} class folders, the model {count} classes"
-            "; give the folder of the data set it was trained on"
-        )
-    known = model.about.get("class_names")
-    different = sorted(set(known or folder.classes) ^ set(folder.classes))
-    if different:
-        raise UserError(
-            f"dataset_path: {folder.root} has other classes than {model.path}; only in one of them: "
-            f"{shortened(different, 3)}"
+            f"dataset_path: {folder.root} has {len(folder.classes)} class folders, the model {count} "
+            "classes; give the folder of the data set it was trained on"
         )
     return inference.class_names(model, count, names_file) or list(folder.classes)
 

@@ -31,7 +31,7 @@ def main():
     def build():
         task = open_task(settings, place, least_sources=method.LEAST_SOURCES)
         cell = method(settings, place, task)
-        return cell, task.test(cell.preparation)
+        return cell, task.test(cell.preparation, method.evaluation_batch(settings))
 
     return loop.run(build, settings, place, started)
 

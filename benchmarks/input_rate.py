@@ -1,7 +1,7 @@
-"""Images per second that the image folder loader makes: python -m benchmarks.input_rate --root DIR/train
+"""Images per second that loaders of files make: python -m benchmarks.input_rate --root DIR
 
-Batches of 64 crops, decoded anew and from memory, with nothing else to do; and evaluation's resize and centre
-crop. Training needs a fifth of it at most.
+DIR holds train/ and val/. Batches of 64 crops, decoded anew and from memory, with nothing else to do; and
+evaluation's resize and centre crop. Training needs a fifth of it at most.
 """
 
 import argparse
@@ -14,11 +14,22 @@ from model_utils import cli
 BATCH = 64
 
 
-def training_rates(folder, size, cache, rounds):
-    """Images per second of each epoch."""
-    from src.data.image_folder import FolderTrainLoader
+def open_data(root, cache):
+    """The `Task` of a folder."""
+    from model_utils.config import Config
+    from model_utils.device import Device
+    from model_utils.key import Key
+    from model_utils.keys import COMMON
+    from src.data.keys import keys
+    from src.data.tasks import open_task
 
-    loader = FolderTrainLoader(folder, BATCH, 0, size, scale=(0.35, 1.0), cache=cache)
+    table = {**COMMON, **keys(dataset_path=root, cache=cache), "num_classes": Key(0, "")}
+    return open_task(Config({name: key.default for name, key in table.items()}, table), Device("CPU"))
+
+
+def training_rates(root, preparation, cache, rounds):
+    """Images per second of each epoch."""
+    loader = open_data(root, cache).labelled(preparation, BATCH)["train"]
     loader.batch(0)
     rates = []
     for epoch in range(rounds):
@@ -28,15 +39,14 @@ def training_rates(folder, size, cache, rounds):
             loader.batch(step)
         rates.append(BATCH * (loader.steps_per_epoch - 1) / (time.perf_counter() - begun))
         loader.batch(first + loader.steps_per_epoch)
+    loader.close()
     return rates
 
 
-def evaluation_rate(folder, size):
+def evaluation_rate(root, preparation):
     """Images per second of one pass."""
-    from src.data.image_folder import FolderTestLoader
-
     begun = time.perf_counter()
-    count = sum(len(labels) for _, labels in FolderTestLoader(folder, BATCH, size))
+    count = sum(len(labels) for _, labels in open_data(root, "none").test(preparation, BATCH)["val"])
     return count / (time.perf_counter() - begun)
 
 
@@ -44,18 +54,18 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="folder of class folders")
+    parser.add_argument("--root", required=True, help="folder of train/ and val/")
     parser.add_argument("--image_size", type=positive, default=128)
     parser.add_argument("--rounds", type=positive, default=3)
     arguments = parser.parse_args()
-    from src.data.image_folder import scan
+    from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 
-    folder = scan(arguments.root)
-    size = arguments.image_size
-    decoded = training_rates(folder, size, "none", arguments.rounds)
+    root, size, rounds = arguments.root, arguments.image_size, arguments.rounds
+    preparation = Preparation(size, 3, 0.875, IMAGENET_MEAN, IMAGENET_STD, crop_scale_min=0.35, flip=True)
+    decoded = training_rates(root, preparation, "none", rounds)
     # In the first epoch nothing is in memory yet.
-    kept = training_rates(folder, size, "memory", arguments.rounds + 1)[1:]
-    evaluated = [evaluation_rate(folder, size) for _ in range(arguments.rounds)]
+    kept = training_rates(root, preparation, "memory", rounds + 1)[1:]
+    evaluated = [evaluation_rate(root, preparation) for _ in range(rounds)]
     name = f"crops of {size} x {size}"
     report.figure(f"{name}, decoded anew", f"{statistics.median(decoded):.0f}", "images/s")
     report.figure(f"{name}, from memory", f"{statistics.median(kept):.0f}", "images/s")

@@ -6,6 +6,7 @@
 and, from metrics.jsonl, the test accuracy over time. `--check` writes nothing and fails if the page is not
 what the results give. The experiments, their commands and the published figures beside them stand in
 benchmarks/experiments.yaml; an experiment without a result is shown as "not run".
+Published figures that nothing of ours stands beside are in benchmarks/published.yaml.
 
 Accuracy is that of the last checkpoint; "oracle" is the best at any evaluation, chosen by test labels.
 Deviations are those of the sample (n - 1).
@@ -32,10 +33,11 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments.yaml"
 INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.results` from the runs kept in `benchmarks/results`; not by hand. Mean ±
-standard deviation of the sample over seeds. Results are those of the **last checkpoint**; "oracle" is the
-best at any evaluation, chosen by test labels, and no result. "Before the last phase" is source-only training
+standard deviation of the sample over seeds. Results are those of the **last checkpoint**. "Oracle" is the
+best value at any evaluation. It is chosen by test labels and shown for reference only. "Before the last phase" is source-only training
 where a recipe has such a phase. Times are from the start of the process to result.json, the median over
 seeds, and include every evaluation."""
+PUBLISHED = ROOT / "benchmarks" / "published.yaml"
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
 TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
 
@@ -229,6 +231,16 @@ def _times_table(kept):
     )
 
 
+def _published_table():
+    """Figures of the published documents, beside nothing of ours."""
+    content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    lines = ["| model | measured | published |", "|---|---|---|"]
+    for model, rows in content["figures"].items():
+        lines += [f"| {model} | {what} | {figure} |" for what, figure in rows.items()]
+    title = "## Published figures, for reference only"
+    return "\n\n".join([title, content["text"].strip(), "\n".join(lines)])
+
+
 def page(kept=KEPT):
     """The text of docs/results.md.
 
@@ -247,6 +259,7 @@ def page(kept=KEPT):
         *parts,
         _times_table(kept),
         _figures_table(figures(kept)),
+        _published_table(),
         f"## Machines and versions\n\n{_machines(groups)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

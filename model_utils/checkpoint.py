@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import interrupts, paths
+from model_utils import file_kind, interrupts, paths
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -137,14 +137,15 @@ def read(path):
     if path.suffix != ".ckpt":
         raise UserError(f"checkpoint {path} must be a .ckpt file (a MindSpore checkpoint)")
     damaged = f"checkpoint {path} is damaged, cut short or no MindSpore checkpoint; use another one"
+    kinds = (ValueError, RuntimeError, TypeError, KeyError, IndexError, MemoryError, OverflowError)
     try:
         with hide_errors():
             loaded = ms.load_checkpoint(str(path), crc_check=_has_crc(path))
         values = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
     except OSError as error:
         raise UserError(f"checkpoint {path}: {error.strerror or error}") from error
-    except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
-        raise UserError(damaged) from error
+    except kinds as error:
+        raise UserError(damaged + file_kind.suffix(path)) from error
     packed = values.pop(META, None)
     try:
         meta = None if packed is None else json.loads(packed.tobytes())
@@ -214,6 +215,20 @@ def stored_config(path):
     return config
 
 
+def class_names(meta, path):
+    """The class names in META, a tuple in the order of the logits; None where there are none.
+
+    Raises:
+        UserError: they are no names.
+    """
+    names = meta.get("classes") if isinstance(meta, dict) else None
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"checkpoint {path}: the class names stored in it are damaged; use another one")
+    return tuple(names)
+
+
 def load_network(network, path):
     """Fill `network` from a training checkpoint, a network checkpoint, or the newest one of a run's folder.
 
@@ -230,10 +245,11 @@ def load_network(network, path):
 
 
 def load_cell(cell, path, what):
-    """Fill one cell from a checkpoint that holds its parameters and nothing else."""
-    values, _ = read(path)
+    """Fill one cell from a checkpoint that holds its parameters and nothing else; returns META or None."""
+    values, meta = read(path)
     check_finite(values, path)
     fill({p.name: p for p in cell.get_parameters()}, values, what, f"checkpoint {path}")
+    return meta
 
 
 def check_finite(values, path):
@@ -259,6 +275,14 @@ def listed(output_dir):
     return sorted((path for path in found if NAME.fullmatch(path.name)), reverse=True)
 
 
+def of_run(output_dir):
+    """What to evaluate of a run's folder: the folder itself where it holds training checkpoints, else its
+    network.ckpt; None where it has neither.
+    """
+    network = Path(output_dir) / "network.ckpt"
+    return Path(output_dir) if listed(output_dir) else network if network.is_file() else None
+
+
 def newest(output_dir):
     """(path, values, meta) of the newest good training checkpoint; warns of damaged ones it passes over."""
     paths = listed(output_dir)
@@ -267,6 +291,7 @@ def newest(output_dir):
             values, meta = read(path)
             if not _is_training_meta(meta) or not _has_crc(path):
                 raise UserError(f"checkpoint {path} holds no training state, or was cut short")
+            class_names(meta, path)
             return path, values, meta
         except UserError as error:
             log.warning("warning: %s; trying the one before it", error)

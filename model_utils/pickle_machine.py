@@ -12,6 +12,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+from model_utils import file_kind, paths
 from model_utils.errors import UserError
 
 MOST_INSTRUCTIONS = 500_000  # HarDNet-68DS takes 28,000; each makes at most one small object
@@ -29,7 +30,11 @@ _PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
 class Refused(Exception):
-    """What the file asks for is not allowed; the text completes 'FILE …'."""
+    """What the file asks for is not allowed; the text completes 'FILE …', `mend` says what to do then."""
+
+    def __init__(self, text, mend=None):
+        super().__init__(text)
+        self.mend = mend
 
 
 class Name:
@@ -51,11 +56,12 @@ class Machine:
 
     Args:
         admitted: {"module.name": Name}.
+        weights_alone: how to save the weights without anything else, for messages.
         storage_of: function from a persistent id, a tuple, to an object; None where there are none.
     """
 
-    def __init__(self, admitted, storage_of=None):
-        self.admitted, self.storage_of = admitted, storage_of
+    def __init__(self, admitted, storage_of=None, weights_alone=None):
+        self.admitted, self.storage_of, self.weights_alone = admitted, storage_of, weights_alone
         self.stack, self.marks, self.memo = [], [], {}
 
     def run(self, stream):
@@ -91,8 +97,21 @@ class Machine:
 
     def _find(self, name):
         if name not in self.admitted:
-            raise Refused(f"names {shown(name)}, which weights don't need, and nothing of it was run")
+            place = self._place()
+            if not self.stack and not self.marks:  # the first thing in the file
+                what = f"is an object of the type or function {shown(name)}, not a collection of weights"
+            else:
+                what = f"holds {shown(name)}{place} beside its weights"
+            raise Refused(f"{what}; nothing of it was run, nor anything else read", self.weights_alone)
         return self.admitted[name]
+
+    def _place(self):
+        """Under which key of its dictionary the next object stands, in words; "" where that can't be told."""
+        begin = self.marks[-1] if self.marks else len(self.stack)
+        pending = self.stack[begin:]
+        if len(pending) % 2 and isinstance(pending[-1], str):
+            return f" (under {shown(pending[-1])})"
+        return ""
 
     def _top(self, count):
         """Make a tuple of the topmost `count` objects."""
@@ -206,17 +225,18 @@ def shown(name):
 @contextlib.contextmanager
 def refusing(path, kind):
     """Every way in which a damaged or hostile file fails, as one line."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "file"))
     if not path.is_file():
         raise UserError(f"{path} does not exist or is no file; give {kind}")
     try:
         yield path
     except Refused as error:
-        raise UserError(f"{path} {error}; give {kind} you trust") from error
+        raise UserError(f"{path} {error}; {error.mend or f'give {kind} you trust'}") from error
     except (
         *(ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError, EOFError),
         *(struct.error, zipfile.BadZipFile, NotImplementedError),
     ) as error:
-        raise UserError(f"{path} is damaged, cut short or not {kind}; use another one") from error
+        what = f"is damaged, cut short or not {kind}; use another one"
+        raise UserError(f"{path} {what}{file_kind.suffix(path)}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give {kind}") from error

@@ -21,6 +21,12 @@ MOST_DIMENSIONS = 32  # numpy's own limit
 
 # PyTorch
 
+# How a file of weights alone is made where there is PyTorch; ours never runs what else is in one.
+_ALONE = (
+    "save the weights alone where you trust it: loaded = torch.load(FILE, weights_only=False), then "
+    "torch.save(loaded['state_dict'], 'weights.pth'), or network.state_dict() of a whole network"
+)
+_ARRAYS_ALONE = "save the arrays alone: numpy.save(FILE, {name: {'weights': array, …}})"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     **{"FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "bfloat16"},
@@ -155,7 +161,7 @@ def _load_zip(file):
             storage.fill(archive.read(name), _ENDS[order])
 
         pickled = archive.read(roots[0] + "data.pkl")
-        return Machine(_TORCH, _Storages(size, read)).run(io.BytesIO(pickled))
+        return Machine(_TORCH, _Storages(size, read), _ALONE).run(io.BytesIO(pickled))
 
 
 def _load_legacy(file):
@@ -165,7 +171,7 @@ def _load_legacy(file):
     if magic != _LEGACY_MAGIC or version != 1001:
         raise ValueError
     end = "<" if system["little_endian"] else ">"
-    loaded = Machine(_TORCH, storages).run(file)
+    loaded = Machine(_TORCH, storages, _ALONE).run(file)
     keys = Machine({}).run(file)
     if sorted(keys) != sorted(storages.found):
         raise ValueError
@@ -270,7 +276,7 @@ def load_numpy_pickle(path):
             raise ValueError from error
         if not dtype.hasobject or dtype != np.dtype(object):
             raise Refused("is a plain array, which numpy.load reads")
-        loaded = Machine(_NUMPY).run(file)
+        loaded = Machine(_NUMPY, weights_alone=_ARRAYS_ALONE).run(file)
         if not isinstance(loaded, np.ndarray) or loaded.shape != shape:
             raise ValueError
         return loaded[()] if loaded.shape == () else loaded

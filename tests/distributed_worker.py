@@ -17,7 +17,8 @@ from mindspore import nn
 from model_utils import cli, collectives, device
 from model_utils.errors import UserError
 from src import ops
-from src.data.loader import TestLoader
+from src.data.loaders import Arrays, ArrayTestLoader
+from src.data.preparation import Preparation
 from src.data.split import Split
 from src.evaluation.evaluate import Evaluator
 from src.losses.classification import cross_entropy
@@ -146,13 +147,14 @@ def accuracies(place):
     for count in COUNTS:
         rng = np.random.default_rng(count)
         images = rng.integers(0, 256, (count, 28, 28, 3), np.uint8)
-        single = TestLoader(Split(images, rng.integers(0, 10, count).astype(np.int32)), 64)
+        arrays = Arrays([Split(images, None)], Preparation(28))
+        single = ArrayTestLoader(arrays, rng.integers(0, 10, count).astype(np.int32), 64)
         # Labels of which about half are right.
         right = np.concatenate([alone.predict(x)[: len(y)] for x, y in single])
         labels = np.where(rng.random(count) < 0.5, right, (right + 1) % 10).astype(np.int32)
-        split = Split(images, labels)
-        sharded = TestLoader(split, 64, rank=place.rank, world=place.world)
-        found[count] = [both.accuracy(sharded), alone.accuracy(TestLoader(split, 64)), len(sharded.labels)]
+        sharded = ArrayTestLoader(arrays, labels, 64, place.rank, place.world)
+        whole = ArrayTestLoader(arrays, labels, 64)
+        found[count] = [both.accuracy(sharded), alone.accuracy(whole), len(sharded.indices)]
     return found
 
 

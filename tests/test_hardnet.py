@@ -3,19 +3,21 @@
 import json
 import logging
 import re
-import types
 
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import TINY, command, refused, succeeded, tiny_config, tiny_data
+from helpers import TINY, build, command, refused, succeeded, tiny_config, tiny_data
+from test_hardnet_network import hardnet
 
-from model_utils import checkpoint, config
+from model_utils import checkpoint
 from model_utils.errors import UserError
-from src.networks.hardnet import hardnet
-from src.train_cells import Phase, _supervised, find_method
+from src.networks.pretrained import load_initial
+from src.setup import settings as experiment
+from src.train_cells import find_method
+from src.training.trainer import Phase
 
-hardnet_cell = find_method("hardnet")
+Method = find_method("hardnet")
 
 
 @pytest.fixture
@@ -30,9 +32,9 @@ def arrays(network):
 
 
 def test_the_published_recipe_is_what_the_configuration_says():
-    settings = config.load(["--config=configs/hardnet85_imagenet.yaml"])
+    settings = experiment.load(["--config=configs/hardnet85_imagenet.yaml"])
     wanted = {
-        "variant": "85", "class_num": 1000, "epoch_size": 150, "pretrain_epoch_size": 0, "batch_size": 256,
+        "network": "hardnet85", "num_classes": 1000, "epoch_size": 150, "pretrain_epoch_size": 0, "batch_size": 256,
         "momentum": 0.9, "weight_decay": 6e-5, "label_smooth_factor": 0.1, "warmup_epochs": 5,
         "lr_init": 0.05, "lr_max": 0.1, "lr_end": 1e-5, "lr_decay_mode": "cosine", "loss_scale": 1024.0,
         "save_checkpoint_epochs": 5, "keep_checkpoint_max": 10,
@@ -42,34 +44,33 @@ def test_the_published_recipe_is_what_the_configuration_says():
 
 @pytest.mark.parametrize("variant", ["39ds", "68ds", "68"])
 def test_the_other_variants_differ_in_their_name_only(variant):
-    base = config.load(["--config=configs/hardnet85_imagenet.yaml"]).as_dict()
-    other = config.load([f"--config=configs/hardnet{variant}_imagenet.yaml"]).as_dict()
-    assert other["variant"] == variant
-    named = {"variant", "experiment", "output_dir"}
+    base = experiment.load(["--config=configs/hardnet85_imagenet.yaml"]).as_dict()
+    other = experiment.load([f"--config=configs/hardnet{variant}_imagenet.yaml"]).as_dict()
+    assert other["network"] == f"hardnet{variant}"
+    named = {"network", "experiment", "output_dir"}
     assert {name for name in base if base[name] != other[name]} == named
 
 
 def test_lines_that_users_grep():
     phase = Phase("train", 2000, 625, {}, step=624)
-    line = hardnet_cell.HardnetTrainCell.log_line(None, phase, {"loss": float(np.float32(2.4842823))})
+    line = Method.log_line(None, phase, {"loss": float(np.float32(2.4842823))})
     assert line == "epoch:1 step:625, loss is 2.4842823"
     phase.step = 625
-    assert hardnet_cell.HardnetTrainCell.log_line(None, phase, {"loss": 1.0}) == "epoch:2 step:1, loss is 1.0"
-    assert hardnet_cell.accuracy_lines({"val": 0.774}, {"val": 0.93125}) == [
+    assert Method.log_line(None, phase, {"loss": 1.0}) == "epoch:2 step:1, loss is 1.0"
+    assert Method.accuracy_lines({"val": 0.774}, {"val": 0.93125}) == [
         "accuracy:{'acc':0.774}",
         "top-5 accuracy: 0.93125",
     ]
-    assert hardnet_cell.accuracy_lines({"val": 1 / 3}, {}) == ["accuracy:{'acc':0.333333}"]
+    assert Method.accuracy_lines({"val": 1 / 3}, {}) == ["accuracy:{'acc':0.333333}"]
 
 
 @pytest.mark.parametrize(("variant", "size"), [("39ds", 64), ("85", 70)])
 def test_dropout_masks_fit_the_network(variant, size):
-    network = hardnet(variant, 4)
-    masks = hardnet_cell._dropout(network, size)
-    assert [rate for _, rate in masks] == {"39ds": [0.05], "85": [0.2, 0.1]}[variant]
+    network = hardnet(variant, 4, image_size=size)
+    assert [rate for _, rate in network.masks] == {"39ds": [0.05], "85": [0.1, 0.2]}[variant]
     images = ms.Tensor(np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32))
-    zeros = [ms.Tensor(np.zeros((2, *shape), np.float32)) for shape, _ in masks]
-    bias = network.classifier.bias.asnumpy()
+    zeros = [ms.Tensor(np.zeros((2, *shape), np.float32)) for shape, _ in network.masks]
+    bias = network.head.dense.bias.asnumpy()
     np.testing.assert_array_equal(network(images, *zeros).asnumpy(), np.stack((bias, bias)))
 
 
@@ -87,17 +88,20 @@ def pretrained(path, classes, variant="39ds", **entries):
     return arrays(network)
 
 
-def settings_of(path, classes, variant="39ds"):
-    return types.SimpleNamespace(pre_ckpt_path=str(path), class_num=classes, variant=variant)
+def start(network, path, variant="39ds"):
+    """Fill a network as a run does whose `pretrained` is `path`, under the name that users know."""
+    load_initial(
+        network, experiment.load(["--method=hardnet", f"--variant={variant}", f"--pre_ckpt_path={path}"])
+    )
 
 
 def test_the_same_classes_take_over_every_weight(tmp_path, lines):
     stored = pretrained(tmp_path / "net.ckpt", 4)
     ms.set_seed(1)
     network = hardnet("39ds", 4)
-    hardnet_cell.load_pretrained(network, settings_of(tmp_path / "net.ckpt", 4))
+    start(network, tmp_path / "net.ckpt")
     assert all(np.array_equal(value, stored[name]) for name, value in arrays(network).items())
-    assert "starting from the weights of" in lines.text and "classifier" not in lines.text
+    assert "starting from the weights of" in lines.text and "class head" not in lines.text
 
 
 def test_other_classes_get_a_new_classifier_and_the_log_says_so(tmp_path, lines):
@@ -105,22 +109,22 @@ def test_other_classes_get_a_new_classifier_and_the_log_says_so(tmp_path, lines)
     ms.set_seed(1)
     network = hardnet("39ds", 7)
     fresh = arrays(network)
-    hardnet_cell.load_pretrained(network, settings_of(tmp_path / "net.ckpt", 7))
+    start(network, tmp_path / "net.ckpt")
     for name, value in arrays(network).items():
         wanted = fresh if name.startswith("classifier.") else stored
         assert np.array_equal(value, wanted[name]), name
-    assert "its classifier of 4 classes is replaced by a new one of 7" in lines.text
+    assert "its class head of 4 classes is replaced by a new one of 7 classes" in lines.text
 
 
 def test_a_run_folder_gives_its_newest_weights(tmp_path):
     meta = {"step": 1, "seconds": 1.0, "trained": [], "oracle": {}, "config": {}}
     network = hardnet("39ds", 4)
     for step in (1, 2):
-        ms.ops.assign(network.classifier.bias, ms.Tensor(np.full(4, step, np.float32)))
+        ms.ops.assign(network.head.dense.bias, ms.Tensor(np.full(4, step, np.float32)))
         checkpoint.save_state({"network": network}, meta, checkpoint.step_path(tmp_path, step))
     other = hardnet("39ds", 4)
-    hardnet_cell.load_pretrained(other, settings_of(tmp_path, 4))
-    assert other.classifier.bias.asnumpy().tolist() == [2, 2, 2, 2]
+    start(other, tmp_path)
+    assert other.head.dense.bias.asnumpy().tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("classes", [4, 7])
@@ -131,7 +135,7 @@ def test_whatever_else_does_not_fit_is_an_error_that_names_it(tmp_path, classes)
     with pytest.raises(
         UserError, match=r"net.ckpt does not fit .*left over: base.*other shape: base\.0\.conv"
     ):
-        hardnet_cell.load_pretrained(network, settings_of(tmp_path / "net.ckpt", classes))
+        start(network, tmp_path / "net.ckpt")
     assert all(np.array_equal(value, before[name]) for name, value in arrays(network).items())
 
 
@@ -146,19 +150,18 @@ def test_what_is_no_checkpoint_or_not_finite_is_an_error(tmp_path):
         ("empty", "no training checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
-            hardnet_cell.load_pretrained(hardnet("39ds", 4), settings_of(tmp_path / name, 4))
+            start(hardnet("39ds", 4), tmp_path / name)
 
 
 # Building a run.
 
 
-def build(place, **changes):
-    settings = tiny_config("hardnet", ema_decay=0, **changes)
-    return hardnet_cell.build(settings, place)
+def cell_of(place, **changes):
+    return build(tiny_config("hardnet", **{"ema_decay": 0, **changes}), place)
 
 
 def test_epochs_done_before_shorten_the_run_and_shift_its_learning_rate(place):
-    whole, rest = build(place, epoch_size=5), build(place, epoch_size=5, pretrain_epoch_size=2)
+    whole, rest = cell_of(place, epoch_size=5), cell_of(place, epoch_size=5, pretrain_epoch_size=2)
     (all_steps,), (steps,) = whole.phases, rest.phases
     epoch = all_steps.steps_per_epoch
     assert all_steps.steps == 5 * epoch and steps.steps == 3 * epoch
@@ -170,26 +173,30 @@ def test_epochs_done_before_shorten_the_run_and_shift_its_learning_rate(place):
 def test_bad_recipes_are_refused(place, tmp_path):
     for changes, message in (
         ({"pretrain_epoch_size": 1}, "nothing is left to train"),
-        ({"class_num": 5}, "has 6 classes in train; give --class_num 6"),
+        ({"class_num": 5}, "num_classes: 5, but the data have 6 classes .class0"),
         ({"batch_size": 1}, "at least 2 images"),
         ({"batch_size": 999}, "batch_size: 999"),
-        ({"dataset_path": tmp_path / "none"}, "is no folder"),
+        ({"dataset_path": tmp_path / "none"}, "dataset_path: .*none. is no folder"),
         ({"pre_ckpt_path": tmp_path / "none.ckpt"}, "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            build(place, **changes)
-    with pytest.raises(UserError, match="variant"):
+            cell_of(place, **changes)
+    with pytest.raises(UserError, match="hardnet40ds.*hardnet39ds"):
         tiny_config("hardnet", variant="40ds")
 
 
 def test_evaluation_takes_no_more_images_than_a_batch(place):
+    """Who lowers the batch for want of memory need not look for a second key."""
     for batch_size, wanted in ((8, 8), (1000, 24)):
         settings = tiny_config("hardnet", batch_size=batch_size)
-        assert hardnet_cell.test_sets(settings, place)["val"].batch_size == wanted
+        assert Method.evaluation_batch(settings) == wanted
+    cell = cell_of(place, batch_size=8)
+    (loader,) = cell.task.test(cell.preparation, cell.evaluation_batch(cell.config)).values()
+    assert loader.batch_size == 8
 
 
-def test_every_supervised_key_is_explained():
-    assert all(len(key.help) > 15 for key in _supervised.KEYS.values())
+def test_every_key_is_explained():
+    assert all(len(key.help) > 15 for key in Method.KEYS.values())
 
 
 # The commands.
@@ -233,7 +240,8 @@ def test_eval_of_a_half_precision_run_says_what_the_run_said(finished, tmp_path)
 
 def test_commands_refuse_in_one_line(finished, tmp_path):
     _, folder = finished
-    refused(command("eval.py", ckpt_path=folder, device_target="CPU"), "dataset_path")
+    elsewhere = command("eval.py", ckpt_path=folder, device_target="CPU", dataset_path=tmp_path / "none")
+    refused(elsewhere, "dataset_path", tmp_path / "none")
     refused(
         command("train.py", method="hardnet", lr_decay_mode="linear", output_dir=tmp_path / "x"),
         "lr_decay_mode",

@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from mindspore import nn, ops
 
 from model_utils.errors import UserError
+from src import networks
 from src.evaluation.complexity import Complexity, complexity
-from src.networks.hardnet import VARIANTS, HarmonicBlock, PaddedMaxPool, block_plan, hardnet
+from src.networks.hardnet import VARIANTS, HarmonicBlock, PaddedMaxPool, block_plan
 from src.ops import accelerate
+from src.setup import settings
 
 PUBLISHED = {"39ds": (3.49, 0.43), "68ds": (4.18, 0.78), "68": (17.57, 4.25), "85": (36.67, 9.07)}
+
+
+def hardnet(variant, classes=1000, **keys):
+    """The untrained network of a variant, built as the commands build it."""
+    given = [f"--{name}={value}" for name, value in keys.items()]
+    return networks.build(settings.load(["--method=hardnet", f"--variant={variant}", *given]), classes)
 
 
 def images(count=2, side=64, seed=0):
@@ -60,10 +68,10 @@ def test_counting_changes_nothing():
     before = network(images()).asnumpy()
     accelerate(network)
     network.set_train(True)
-    statistics = network.base[0].norm.moving_mean.asnumpy().copy()
+    statistics = network.backbone.base[0].norm.moving_mean.asnumpy().copy()
     assert complexity(network, 64) == expected
     assert network.training
-    np.testing.assert_array_equal(network.base[0].norm.moving_mean.asnumpy(), statistics)
+    np.testing.assert_array_equal(network.backbone.base[0].norm.moving_mean.asnumpy(), statistics)
     np.testing.assert_allclose(network.set_train(False)(images()).asnumpy(), before, atol=1e-5)
 
 
@@ -158,29 +166,35 @@ def test_training_moves_the_running_statistics():
             assert not np.array_equal(parameter.asnumpy(), before[parameter.name]), parameter.name
 
 
+def rates(network):
+    return [rate for _, rate in network.masks]
+
+
 def test_masks_act_where_dropout_stands():
-    network = hardnet("85", 5)
+    network = hardnet("85", 5, image_size=64)
     accelerate(network)
-    assert (network.dropout_rate, network.block_dropout_rate) == (0.2, 0.1)
-    batch, bias = images(), network.classifier.bias.asnumpy()
+    # The mask of the last block, then that of the class head; drawn the other way round.
+    assert (rates(network), network.split, network.draw_order) == ([0.1, 0.2], 1, (1, 0))
+    (block, _), (head, _) = network.masks
+    assert block[1:] == (2, 2) and head == (network.feature_size,)
+    batch, bias = images(), network.head.dense.bias.asnumpy()
     plain = network(batch).asnumpy()
-    features = network.features_of(batch).asnumpy()
-    assert features.shape == (2, network.feature_channels)
-    keep = np.random.default_rng(0).random((2, network.feature_channels)).astype(np.float32)
-    masked = network(batch, ms.Tensor(keep)).asnumpy()
-    by_hand = (features * keep) @ network.classifier.weight.asnumpy().T + bias
+    features = network.features(batch).asnumpy()
+    assert features.shape == (2, network.feature_size)
+    keep = np.random.default_rng(0).random((2, *head)).astype(np.float32)
+    ones, zeros = np.ones((2, *block), np.float32), np.zeros((2, *block), np.float32)
+    masked = network(batch, ms.Tensor(ones), ms.Tensor(keep)).asnumpy()
+    by_hand = (features * keep) @ network.head.dense.weight.asnumpy().T + bias
     np.testing.assert_allclose(masked, by_hand, atol=1e-5)
-    shape = (2, network.block_channels, 2, 2)
-    ones, zeros = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-    np.testing.assert_allclose(network(batch, None, ms.Tensor(ones)).asnumpy(), plain, atol=1e-6)
+    np.testing.assert_allclose(network(batch, ms.Tensor(ones)).asnumpy(), plain, atol=1e-6)
     # The last convolution sees zeros only; its batch normalisation is new, and shifts by nothing.
-    np.testing.assert_allclose(network(batch, None, ms.Tensor(zeros)).asnumpy(), [bias, bias], atol=1e-6)
+    np.testing.assert_allclose(network(batch, ms.Tensor(zeros)).asnumpy(), [bias, bias], atol=1e-6)
 
 
 @pytest.mark.parametrize("variant, rate", [("39ds", 0.05), ("68ds", 0.05), ("68", 0.1)])
 def test_other_variants_drop_before_the_classifier_only(variant, rate):
     network = hardnet(variant, 2)
-    assert (network.dropout_rate, network.block_dropout_rate, network.feature_channels) == (rate, 0, 1024)
+    assert (rates(network), network.split, network.feature_size) == ([rate], 0, 1024)
 
 
 def weights(network):
@@ -203,13 +217,8 @@ def test_initial_weights_follow_the_seed_and_the_fan_in():
 
 @pytest.mark.parametrize("variant", ["39", "85ds", "HarDNet85", ""])
 def test_an_unknown_variant_lists_the_known(variant):
-    with pytest.raises(UserError, match="39ds, 68ds, 68, 85"):
+    with pytest.raises(UserError, match="hardnet39ds, hardnet68ds, hardnet68, hardnet85"):
         hardnet(variant)
-
-
-def test_no_class_is_no_classifier():
-    with pytest.raises(UserError, match="class_num"):
-        hardnet("39ds", 0)
 
 
 def test_graph_mode_and_half_precision_compute_the_same():

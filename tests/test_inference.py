@@ -19,7 +19,8 @@ import eval_onnx
 import infer
 from model_utils import checkpoint
 from model_utils.errors import UserError
-from src.data._image_reader import ImageReader
+from src.data.files import find
+from src.data.reading import Reader
 from src.exported import exporting, inference, model_files
 from src.networks.hardnet import hardnet
 from src.train_cells import find_method
@@ -183,7 +184,7 @@ def test_devices_that_onnxruntime_lacks(made):
 @pytest.mark.parametrize("name", ["net.onnx", "net.mindir", "run"])
 @pytest.mark.parametrize("batch_size", [1, 7, 30])
 def test_every_format_classifies_files_as_evaluation_does(made, files, name, batch_size):
-    found = list(inference.predictions(opened(made, name), ImageReader(files), batch_size))
+    found = list(inference.predictions(opened(made, name), Reader(files), batch_size))
     assert [index for index, _ in found] == list(range(len(files)))
     np.testing.assert_allclose([logits for _, logits in found], made.logits, atol=1e-4)
 
@@ -218,7 +219,7 @@ def test_files_that_cannot_be_read_are_left_out(made, files, tmp_path):
     (tmp_path / "no.jpg").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(Path(files[1]).read_bytes()[:300])
     mixed = [str(tmp_path / "no.jpg"), files[0], str(tmp_path / "cut.jpg"), files[2]]
-    reader = ImageReader(mixed)
+    reader = Reader(mixed)
     found = list(inference.predictions(opened(made, "net.onnx"), reader, 2))
     assert [index for index, _ in found] == [1, 3]
     np.testing.assert_allclose([logits for _, logits in found], made.logits[[0, 2]], atol=1e-4)
@@ -232,7 +233,7 @@ def test_a_foreign_file_gets_the_usual_preparation_and_says_so(made, files, tmp_
     foreign = model_files.open_model(tmp_path / "foreign.onnx")
     assert foreign.about == {}
     monkeypatch.setattr(logging.getLogger("run"), "propagate", True)
-    found = [logits for _, logits in inference.predictions(foreign, ImageReader(files), 30)]
+    found = [logits for _, logits in inference.predictions(foreign, Reader(files), 30)]
     assert "the middle 32 x 32, the short side at 36" in caplog.text
     np.testing.assert_allclose(found, made.logits, atol=1e-4)
 
@@ -240,7 +241,7 @@ def test_a_foreign_file_gets_the_usual_preparation_and_says_so(made, files, tmp_
 def test_a_model_of_another_method_is_refused(files):
     model = model_files.Model(Path("x.onnx"), None, exporting.describe(demo_config()))
     with pytest.raises(UserError, match="method dann"):
-        next(inference.predictions(model, ImageReader(files), 1))
+        next(inference.predictions(model, Reader(files), 1))
 
 
 # Ranking, names
@@ -290,7 +291,7 @@ def test_class_names_that_do_not_fit(made, tmp_path):
     with pytest.raises(UserError, match="has 2 names, but the model has 6"):
         names(model, b"a\nb", tmp_path)
     with pytest.raises(UserError, match="UTF-8"):
-        names(model, b"\xff\xfe", tmp_path)
+        names(model, b"caf\xe9", tmp_path)
     with pytest.raises(UserError, match="No such file"):
         inference.class_names(model, 6, tmp_path / "absent.txt")
     with pytest.raises(UserError, match="has 7 logits, but names 6"):
@@ -302,21 +303,21 @@ def test_class_names_that_do_not_fit(made, tmp_path):
 
 def test_files_folders_and_patterns(data, files, tmp_path, monkeypatch):
     monkeypatch.chdir(data)
-    assert infer.find_images(["val"]) == [os.path.relpath(path, data) for path in files]
-    assert infer.find_images(["val/class1/*.png", "val/class1/00.png"]) == [
+    assert find(["val"]) == [os.path.relpath(path, data) for path in files]
+    assert find(["val/class1/*.png", "val/class1/00.png"]) == [
         "val/class1/00.png",
         "val/class1/03.png",
     ]
-    assert infer.find_images(["val/class1/01.jpg", "val/class0/00.png"]) == [
+    assert find(["val/class1/01.jpg", "val/class0/00.png"]) == [
         "val/class1/01.jpg",
         "val/class0/00.png",
     ]
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd[1].jpg").touch()
-    assert infer.find_images([str(tmp_path / "odd[1].jpg")]) == [str(tmp_path / "odd[1].jpg")]
+    assert find([str(tmp_path / "odd[1].jpg")]) == [str(tmp_path / "odd[1].jpg")]
     for word in ("absent.jpg", "val/*.jpg", str(tmp_path / "empty")):
         with pytest.raises(UserError, match="no such file|no image"):
-            infer.find_images([word])
+            find([word])
 
 
 def test_a_person_sees_names_and_shares(made, files, capsys):
@@ -487,7 +488,7 @@ def test_export_without_a_data_set_compares_on_photographs(made, files, tmp_path
     model = model_files.open_model(tmp_path / "net.onnx")
     assert model.batch_size == 2
     assert "class_names" not in model.about
-    found = [logits for _, logits in inference.predictions(model, ImageReader(files), 7)]
+    found = [logits for _, logits in inference.predictions(model, Reader(files), 7)]
     np.testing.assert_allclose(found, made.logits, atol=1e-4)
 
 

@@ -321,9 +321,9 @@ def test_it_learns_the_source_domains(place, order):
 
 
 def network_statistics(cell, images, first, second):
-    """{name: (mean, variance of all values of a channel, their number)} of each batch normalisation in training.
+    """{name: (mean, variance, number of values of a channel)} of each batch normalisation in training.
 
-    In numpy's float64; first, second: dropout masks of the second convolution and of the hidden layer.
+    In numpy's float64. first, second: dropout masks of the second convolution and of the hidden layer.
     """
     weights = {p.name: p.asnumpy().astype(np.float64) for p in cell.network.get_parameters()}
     found = {}
@@ -356,7 +356,7 @@ def network_statistics(cell, images, first, second):
 
 
 def largest_difference(before, after, statistics):
-    """Of running statistics that moved from `before` to `after`, and what `statistics` of one pass make of them."""
+    """Between running statistics `after` and what a pass with these `statistics` makes of those `before`."""
     differences = []
     for name, (mean, variance, count) in statistics.items():
         for kind, value in (("mean", mean), ("variance", variance * count / (count - 1))):
@@ -426,7 +426,7 @@ def test_batch_normalisation_and_second_derivatives_go_with_half_precision(place
         keys = {"network": "dann", "ema_decay": 0.9, "inner_lr": 0.01, "outer_lr": 1e-3}
         cell = build(settings_of(amp_level=level, meta_order="second", **keys), place)
         ((_, logged),) = train(cell, 0, 1)
-        behind = [p.asnumpy() for p in cell.task_gradients if "class_classifier" in p.name]
+        behind = [p.asnumpy() for p in cell.task_gradients if "trained.class_classifier" in p.name]
         found.append((logged, flat(behind), buffer(cell.statistics)))
     (single, gradient, statistics), (half, *other) = found
     assert half["task_loss"] == pytest.approx(single["task_loss"], rel=1e-3) and half != single

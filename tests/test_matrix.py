@@ -1,7 +1,7 @@
 """Every method on every network, on digits in whole arrays, on sets of image folders and on pairs of them.
 
-Methods and networks are found by themselves. MATRIX=full tries all of them; without it a sample, which holds every
-method and every network, keeps `make test` short.
+Methods and networks are found by themselves. MATRIX=full tries all of them; without it a sample, in which
+every method and every network occurs, keeps `make test` short.
 """
 
 import atexit
@@ -100,7 +100,7 @@ def settings_of(method, network, kind):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """AlexNet of 67x67 pixels with 24 hidden units: its weights would fill gigabytes with their optimizers."""
+    """AlexNet of 67x67 pixels with 24 hidden units: with its optimizers it would take gigabytes."""
     monkeypatch.setattr(alexnet, "SIZE", 67)
     monkeypatch.setattr(alexnet, "HIDDEN", 24)
     monkeypatch.setattr(alexnet, "POOLED", (256, 1, 1))

@@ -17,7 +17,7 @@ from model_utils.device import Device
 from model_utils.key import Key
 from model_utils.keys import COMMON
 from src import data
-from src.data import keys, tasks
+from src.data import forms, keys, tasks
 from src.data.preparation import Preparation
 
 CPU = Device("CPU")
@@ -161,11 +161,13 @@ def test_published_mnist_m_is_not_taken_for_an_image_folder(tmp_path):
     """Its two folders of images look like two classes."""
     for part in ("train", "test"):
         for number in range(4):
-            draw(tmp_path / f"mnist_m_{part}" / f"{number:08}.png", 1)
+            path = tmp_path / f"mnist_m_{part}" / f"{number:08}.png"
+            path.parent.mkdir(exist_ok=True)
+            assert cv2.imwrite(str(path), np.full((32, 32, 3), number, np.uint8))
         lines = [f"{number:08}.png {number}" for number in range(4)]
         (tmp_path / f"mnist_m_{part}_labels.txt").write_text("\n".join(lines))
-    task = opened(source_dataset_name="mnist_m", source_image_root=tmp_path)
-    assert task.classes == tuple("0123456789")
+    task = opened(source_dataset_name="mnist_m", source_image_root=tmp_path, validation_size=0)
+    assert task.classes == tuple("0123456789") and task.test(Preparation(28))["source"].total == 4
 
 
 def test_digits_can_be_adapted_to_photographs_of_digits(tmp_path):
@@ -190,13 +192,13 @@ def test_digits_are_resized_as_asked(tmp_path, how):
 
 def test_the_sampled_protocol_knows_its_data_sets(tmp_path):
     split = data.Split(np.arange(2100, dtype=np.uint8), np.arange(2100))
-    chosen = tasks.draw(split, "MNIST", "sampled", 3)
+    chosen = forms.draw(split, "MNIST", "sampled", 3)
     assert len(set(chosen.labels)) == 2000 and (np.diff(chosen.labels) > 0).all()
-    assert len(tasks.draw(split, "usps", "sampled", 3).labels) == 1800
-    assert tasks.draw(split, "svhn", "full", 3) is split
-    assert set(tasks.draw(split, "mnist", "sampled", 4).labels) != set(chosen.labels)
-    fails(lambda: tasks.draw(split, "svhn", "sampled", 3), "protocol", "svhn", "mnist 2000, usps 1800")
-    fails(lambda: tasks.draw(split.take(slice(90)), "usps", "sampled", 3), "needs 1800", "there are 90")
+    assert len(forms.draw(split, "usps", "sampled", 3).labels) == 1800
+    assert forms.draw(split, "svhn", "full", 3) is split
+    assert set(forms.draw(split, "mnist", "sampled", 4).labels) != set(chosen.labels)
+    fails(lambda: forms.draw(split, "svhn", "sampled", 3), "protocol", "svhn", "mnist 2000, usps 1800")
+    fails(lambda: forms.draw(split.take(slice(90)), "usps", "sampled", 3), "needs 1800", "there are 90")
     fails(lambda: opened(source_image_root=tree(tmp_path / "a"), protocol="sampled"), "protocol: sampled")
 
 
@@ -330,7 +332,7 @@ def test_missing_listed_images_are_left_out_or_refused(tmp_path):
     "content, parts",
     [
         (b"", ["lists no image"]),
-        (b"\xff\xfe\0", ["no text"]),
+        (b"\xff\xfe\0", ["no UTF-8 text"]),
         (b"a/cat/00.png cat\na/cat/01.png\n", ["line 2", "no label"]),
         (b"a/cat/00.png cat\na/cat/00.png dog\n", ["line 2", "two labels"]),
         (b"a/cat/00.png cat\nnonsense\n", ["line 2", "path label"]),
@@ -455,7 +457,7 @@ def poisoned_arrays(monkeypatch):
         loaded = load(name, root, split, download)
         return loaded._replace(labels=9 - loaded.labels) if name != "demo_digits" else loaded
 
-    monkeypatch.setattr(tasks.data, "load", lie)
+    monkeypatch.setattr(forms.data, "load", lie)
     monkeypatch.setattr("src.data.sets.data.load", lie)
 
 

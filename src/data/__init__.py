@@ -1,7 +1,7 @@
 """Digit data sets, looked up by name: `load("mnist", "data/mnist", "train")`.
 
-A data set is one module in this folder with `load(root, split, download=False) -> Split` and `present(root)`,
-which says whether any of its files is there; adding a module adds the data set.
+A data set is one module in this folder with `load(root, split, download=False) -> Split`. It raises `Missing`
+where none of its files is in `root`. Adding a module adds the data set.
 """
 
 import difflib

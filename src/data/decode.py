@@ -39,13 +39,16 @@ def content(path):
     """The bytes of a regular file of at most MAX_BYTES; `Unreadable` otherwise."""
     try:
         # A pipe without a writer would be waited for without O_NONBLOCK.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("not a regular file")
             if status.st_size > MAX_BYTES:
                 raise Unreadable(f"larger than {MAX_BYTES >> 20} MB")
-            return file.read(MAX_BYTES)
+            return os.read(file, status.st_size)
+        finally:
+            os.close(file)
     except OSError as error:
         raise Unreadable(error.strerror) from error
     except ValueError as error:  # a zero byte in the name
@@ -64,8 +67,8 @@ def decode(data):
         raise Unreadable("damaged header") from error
     if height * width > MAX_PIXELS:
         raise Unreadable(
-            f"{width}x{height} pixels, more than the {MAX_PIXELS // 10**6} million that are read; "
-            "scale it down"
+            f"{width}x{height} pixels, more than the {MAX_PIXELS // 10**6} million that are read; scale it "
+            "down"
         )
     image = _webp(data) if data.startswith(b"RIFF") else _opencv(data)
     if image is None:

@@ -21,11 +21,6 @@ SOURCE_TRAIN, TARGET_TRAIN, TEST = (0, 1, 2), (3, 4), (5,)
 BOX = 20  # MNIST centres each digit's 20x20 box in 28x28
 
 
-def present(root):
-    """Always: the data are inside the dependencies."""
-    return True
-
-
 def load(root, split, download=False):
     """Load the demo's source digits; `root` and `download` are ignored.
 

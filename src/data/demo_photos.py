@@ -33,11 +33,6 @@ INK = 127  # enlarging 8x8 digits blurs them: above this is stroke, below it blu
 SEED = 0
 
 
-def present(root):
-    """Always: the data are inside the dependencies."""
-    return True
-
-
 def load(root, split, download=False):
     """Load the demo's target images; `root` and `download` are ignored.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError, shortened
+from model_utils.paths import expanded
 
 log = logging.getLogger("run")
 
@@ -53,19 +54,17 @@ class LeftOut:
         return new
 
     def tell(self, reason, paths, where):
-        """Note files and log one line about them; with `strict` it is a UserError."""
-        new = self.add(reason, paths)
-        if not new:
-            return
-        line = f"{where}: {len(new)} {reason}: {shortened([shown(path) for path in new[:3]], 3)}"
-        line += f" and {len(new) - 3} more" if len(new) > 3 else ""
+        """Note files and log one line about the new ones; with `strict` they are a UserError."""
+        names = [*map(shown, paths[:3]), *paths[3:]]
+        line = f"{where}: {reason} ({len(paths)}): {shortened(names, 3)}"
         if self.strict:
             raise UserError(f"{line}; remove them, or leave out --strict")
-        log.warning("warning: %s; left out", line)
+        if self.add(reason, paths):
+            log.warning("warning: %s; left out", line)
 
     def unreadable(self, path, reason):
         """Note one file that can't be decoded, and log it."""
-        if self.add(reason, [path]):
+        if self.add(reason, [path]) and not self.strict:
             log.warning("warning: %s: %s; left out", shown(path), reason)
 
     def as_dict(self):
@@ -185,8 +184,8 @@ def scan(root, left_out, empty_allowed=False):
             inside = [os.path.basename(path) for path in rest.get(NESTED, [])]
             hint = f" (it holds folders: {shortened(inside, 3)}; is it the root?)" if inside else ""
             raise UserError(
-                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){hint}; remove the folder "
-                "or fill it"
+                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){hint}; remove the folder or fill "
+                "it"
             )
         if images:
             files += images
@@ -221,7 +220,7 @@ def find(words, left_out=None):
         UserError: a word stands for nothing.
     """
     left_out, found = left_out or LeftOut(), []
-    for word in words:
+    for word in (expanded(word, "image") for word in words):
         if os.path.isdir(word):
             files = below(word, left_out)
             if not files:

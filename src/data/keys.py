@@ -26,8 +26,8 @@ KEYS = {
     ),
     "validation_size": Key(
         1000,
-        "digit sets: images held out of each training split for the validation figures (the target's without "
-        "labels); image folders: see holdout",
+        "digit sets: images held out of each training split for the validation figures (the target's "
+        "without labels); image folders: see holdout",
         low=0,
     ),
     "source_augment": Key("none", "digit sets: augmentation of source images", choices=augment.CHOICES),
@@ -39,25 +39,24 @@ KEYS = {
     ),
     "digit_resize": Key(
         "area",
-        "digit sets of another size than the network's: area averages when shrinking and is linear "
-        "when growing; "
-        "corners: linear between grids whose corners coincide, as the authors of ADDA did",
+        "digit sets of another size than the network's: area averages when shrinking and is linear when "
+        "growing; corners: linear between grids whose corners coincide, as the authors of ADDA did",
         choices=("area", "corners"),
     ),
     # A set of domains
     "domain_set": Key(
         "",
         "rotated_mnist: MNIST at 0 to 75 degrees; digits: mnist, mnist_m, usps; pacs: folders with its "
-        "seven classes; folders: any <domain>/<class>/* of images; demo: digits that need no files; "
-        "empty: no set",
+        "seven classes; folders: any <domain>/<class>/* of images; demo: digits that need no files; empty: "
+        "no set",
         choices=("", *SETS),
     ),
     "target_domain": Key("art_painting", "the domain of the set that is the target"),
     "source_domains": Key("", "names with commas between: only these are sources; empty: all others"),
     "domains_image_root": _place("pacs, folders: folder of <domain>/<class>/* images; empty: pacs data/pacs"),
     "kfold_root": _place(
-        "pacs, folders: folder of the official <domain>_{train,crossval,test}_kfold.txt split lists, "
-        "seen from domains_image_root; empty: split by holdout"
+        "pacs, folders: folder of the official <domain>_{train,crossval,test}_kfold.txt split lists, seen "
+        "from domains_image_root; empty: split by holdout"
     ),
     "mnist_image_root": _place("rotated_mnist, digits: folder of MNIST", "data/mnist"),
     "mnist_m_image_root": _place("digits: folder of MNIST-M", "data/mnist_m"),
@@ -65,29 +64,26 @@ KEYS = {
     "train_size_per_domain": Key(0, "training images of each source domain, drawn by seed; 0: all", low=0),
     "augment": Key(
         "none",
-        "augmentation of training images of sets of domains and of image folders; flip mirrors each "
-        "image with "
-        "probability 1/2",
+        "augmentation of training images of sets of domains and of image folders; flip mirrors each image "
+        "with probability 1/2",
         choices=("flip", *augment.CHOICES),
     ),
     # Image folders
     "dataset_path": _place(
-        "folder that relative *_image_root folders are looked up in, empty: this one; "
-        "image folders: the folder of train/ and val/"
+        "folder that relative *_image_root folders are looked up in, empty: this one; image folders: the "
+        "folder of train/ and val/"
     ),
     "holdout": Key(
         0.1,
-        "share of a source's images (sets of digits: training images) kept for validation figures "
-        "and, in image "
-        "folders without a split, for testing",
+        "share of a source's images (sets of digits: training images) kept for validation figures and, in "
+        "image folders without a split, for testing",
         low=0,
         below=1,
     ),
     "target_split": Key(
         "transductive",
-        "a target's image folder without a split: transductive trains on all images without labels "
-        "and tests on "
-        "all; holdout tests on the share holdout and trains on the rest",
+        "a target's image folder without a split: transductive trains on all images without labels and "
+        "tests on all; holdout tests on the share holdout and trains on the rest",
         choices=TARGET_SPLITS,
     ),
     "list_root": _place("lists: folder that their paths are seen from; empty: the list's, or the one above"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model_utils.errors import UserError
 from src.data import idx
-from src.data.split import Split, check_split
+from src.data.split import Missing, Split, check_split
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -40,7 +40,7 @@ def load(root, split, download=False):
     if None in paths:
         missing = [stem for stem, path in zip(stems, paths, strict=True) if path is None]
         if not download:
-            raise UserError(
+            raise Missing(
                 f"MNIST: {' and '.join(missing)} (plain or .gz) not found in {root or '(empty path)'} or its "
                 "MNIST/raw; "
                 "fetch them with --download true, or put the files there (source_image_root or "
@@ -50,11 +50,6 @@ def load(root, split, download=False):
             fetch(root, stem)
         paths = [find(root, stem) for stem in stems]
     return Split(*idx.read_pair(*paths, (28, 28)))
-
-
-def present(root):
-    """Whether any of the files is in `root`."""
-    return any(find(root, stem) for stems in FILES.values() for stem in stems)
 
 
 def find(root, stem):

@@ -15,7 +15,7 @@ from src.data.decode import Unreadable
 from src.data.decode import read as read_image
 from src.data.files import shown, subfolders
 from src.data.lists import read_lines
-from src.data.split import SPLITS, Split, check_digits, check_split
+from src.data.split import Missing, Split, check_digits, check_split
 
 FILES = {
     "train": ("mnist_m-train-images-idx4-ubyte", "mnist_m-train-labels-idx1-ubyte"),
@@ -23,12 +23,6 @@ FILES = {
 }
 SIZE = 28
 PUBLISHED_SIZE = 32  # each image is a digit of 28x28 with a border of 2 pixels
-
-
-def present(root):
-    """Whether any of the files is in `root`."""
-    ours = any(os.path.isfile(Path(root, name)) for names in FILES.values() for name in names)
-    return ours or any(_find_published(root, split) is not None for split in SPLITS)
 
 
 def load(root, split, download=False):
@@ -52,9 +46,9 @@ def load(root, split, download=False):
         )
     folder = _find_published(root, split)
     if folder is None:
-        raise UserError(
-            f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; "
-            f"make it with: python create_mnistm.py --mnistm_dir {root}"
+        raise Missing(
+            f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; make it with: python "
+            f"create_mnistm.py --mnistm_dir {root}"
         )
     return _load_published(folder, split)
 
@@ -113,8 +107,8 @@ def _read_image(path):
         return image
     if image.shape[:2] != (PUBLISHED_SIZE, PUBLISHED_SIZE):
         raise UserError(
-            f"{shown(path)}: {image.shape[1]}x{image.shape[0]} pixels, expected {PUBLISHED_SIZE}x"
-            f"{PUBLISHED_SIZE}; unpack the published archive again"
+            f"{shown(path)}: {image.shape[1]}x{image.shape[0]} pixels, expected "
+            f"{PUBLISHED_SIZE}x{PUBLISHED_SIZE}; unpack the published archive again"
         )
     border = (PUBLISHED_SIZE - SIZE) // 2
     return image[border:-border, border:-border]

@@ -61,8 +61,8 @@ def read_training_photos(path):
     files = _collect(path)
     if not files:
         raise UserError(
-            f"{path}: no training photographs in it (.jpg or .png in a folder called 'train'); "
-            f"it should be BSR_bsds500.tgz from {BSDS500_URL}, a .zip of it, or the unpacked folder"
+            f"{path}: no training photographs in it (.jpg or .png in a folder called 'train'); it should be "
+            f"BSR_bsds500.tgz from {BSDS500_URL}, a .zip of it, or the unpacked folder"
         )
     names = sorted(files)
     with ThreadPoolExecutor() as pool:

@@ -44,20 +44,19 @@ class Preparation:
 
     def to_network(self, images):
         """uint8 (N, S, S, 3) RGB, or (N, S, S) grey -> what the network gets, float32 (N, channels, S, S)."""
-        if images.ndim == 3:
-            planes = np.repeat(images[:, None], self.channels, 1)
-        elif self.channels == 1:
-            planes = np.round(images @ LUMA).astype(np.uint8)[:, None]
-        else:
-            planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        import cv2
+
         std = np.array(self.std[: self.channels], np.float32)
-        scale = np.float32(1) / (255 * std)
-        shift = np.array(self.mean[: self.channels], np.float32) / std
-        planes = planes.astype(np.float32)
-        planes *= scale[:, None, None]
-        if shift.any():
-            planes -= shift[:, None, None]
-        return planes
+        scale, shift = np.float32(1) / (255 * std), np.array(self.mean[: self.channels], np.float32) / std
+        tables = (np.arange(256, dtype=np.float32)[:, None] * scale - shift).T.copy()
+        result = np.empty((len(images), self.channels, *images.shape[1:3]), np.float32)
+        for image, planes in zip(images, result, strict=True):
+            if self.channels == 1 and image.ndim == 3:
+                image = np.round(image @ LUMA).astype(np.uint8)
+            channels = cv2.split(image) if image.ndim == 3 else [image] * self.channels
+            for channel, table, plane in zip(channels, tables, planes, strict=True):
+                cv2.LUT(channel, table, plane)
+        return result
 
     def view(self, image):
         """The evaluation's view of one image: uint8 (H, W[, 3]) -> (size, size[, 3])."""

@@ -104,13 +104,18 @@ class Reader:
         """The image of a file, uint8 (H, W, 3), or None if it is bad.
 
         Raises:
-            UserError: bad files are errors, or no file is left, of all or of a class; from then on, always.
+            UserError: the file is bad and `left_out` strict; or no file can be read, of all or of a class,
+                which all later calls repeat.
         """
         image = self.kept.get(index)
         if image is None and index not in self.bad:
             image = self._decoded(index)
         if self._failure is not None:
             raise self._failure
+        if image is None and self.left_out.strict:
+            raise UserError(
+                f"{shown(self.files[index])}: {self.bad[index]}; replace or remove it, or leave out --strict"
+            )
         return image
 
     def _decoded(self, index):
@@ -166,8 +171,6 @@ class Reader:
     def _consequence(self, index, reason):
         """The UserError that follows from one more bad file, or None."""
         path = shown(self.files[index])
-        if self.left_out.strict:
-            return UserError(f"{path}: {reason}; replace or remove it, or leave out --strict")
         if len(self.bad) + 1 == len(self.files):
             return UserError(
                 f"{path}: {reason}; none of the {len(self.files)} images here can be read, replace them"
@@ -193,8 +196,8 @@ class Reader:
                 self._room = found is None or found[0] > found[1] * RESERVE
                 if not self._room:
                     log.warning(
-                        "warning: cache memory: %d of %d images fit; the others are decoded anew in "
-                        "each epoch",
+                        "warning: cache memory: %d of %d images fit; the others are decoded anew in each "
+                        "epoch",
                         len(self.kept),
                         len(self.files),
                     )

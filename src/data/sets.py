@@ -7,23 +7,19 @@ from pathlib import Path
 
 from model_utils.errors import UserError, shortened
 from src import data
-from src.data.domains import ArrayDomain, FileDomain, KfoldDomain, divide, open_files
+from src.data.domains import Opening, array_domain, class_names, divide, kfold_domain, open_files
 from src.data.files import shown, subfolders
 from src.data.lists import KfoldLists
 from src.data.rotated import Demo, RotatedMnist
-from src.data.split import DIGITS
 
 log = logging.getLogger("run")
 
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 PACS_ROOT = "data/pacs"
-DIGIT_SETS = ("mnist", "mnist_m", "usps")
 
 
 class MadeSet:
     """Digits that are made by RotatedMnist or Demo."""
-
-    classes = DIGITS
 
     def __init__(self, maker, config, left_out):
         self.maker, self.config = maker(config), config
@@ -31,8 +27,8 @@ class MadeSet:
 
     def domain(self, name, target):
         """One domain of the set."""
-        return ArrayDomain(
-            DIGITS,
+        return array_domain(
+            name,
             lambda split: self.maker.load(name, split),
             lambda split: divide(split, self.config.holdout),
             lambda: self.maker.target_test(name),
@@ -42,7 +38,7 @@ class MadeSet:
 class DigitSet:
     """MNIST, MNIST-M and USPS: trained on the training splits, tested on the test splits."""
 
-    names, classes = DIGIT_SETS, DIGITS
+    names = ("mnist", "mnist_m", "usps")
 
     def __init__(self, config, left_out):
         self.config = config
@@ -50,8 +46,8 @@ class DigitSet:
     def domain(self, name, target):
         """One domain of the set."""
         root = getattr(self.config, f"{name}_image_root")
-        return ArrayDomain(
-            DIGITS,
+        return array_domain(
+            name,
             lambda split: data.load(name, root, split, self.config.download),
             lambda split: divide(split, self.config.holdout),
         )
@@ -66,11 +62,11 @@ class FolderSet:
     classes = None  # follow from the sources
 
     def __init__(self, config, left_out):
-        self.config, self.left_out, self.root = config, left_out, Path(self._root(config))
+        self.config, self.left_out, self.root = config, left_out, Path(config.domains_image_root)
         if not os.path.isdir(self.root):
             raise UserError(
-                f"domains_image_root: {shown(self.root)!r} is no folder; it should hold "
-                "<domain>/<class>/* images"
+                f"domains_image_root: {shown(self.root)!r} is no folder; it should hold <domain>/<class>/* "
+                "images"
             )
         folders = {name: subfolders(self.root / name) for name in subfolders(self.root)}
         self.names = tuple(name for name, inside in folders.items() if inside or name == config.target_domain)
@@ -86,15 +82,12 @@ class FolderSet:
         if config.kfold_root:
             self.lists = KfoldLists(self.root / config.kfold_root, self.classes or tuple(every), left_out)
 
-    def _root(self, config):
-        return config.domains_image_root
-
     def domain(self, name, target):
         """One domain of the set."""
-        domain = open_files(self.root / name, "domains_image_root", self.config, self.left_out, target)
-        if self.lists and type(domain) is FileDomain:
-            return KfoldDomain(self.root / name, domain.listing, domain.classes, self.config, self.lists)
-        return domain
+        opening = Opening(self.config, self.left_out, "domains_image_root", name, target)
+        if self.lists and class_names(self.root / name):
+            return kfold_domain(self.root / name, self.lists, opening)
+        return open_files(self.root / name, opening)
 
 
 class Pacs(FolderSet):
@@ -105,12 +98,6 @@ class Pacs(FolderSet):
 
     classes = PACS_CLASSES
 
-    def _root(self, config):
-        if config.domains_image_root:
-            return config.domains_image_root
-        near = (Path(config.dataset_path) / place for place in (PACS_ROOT, "pacs"))
-        return next((place for place in near if os.path.isdir(place)), PACS_ROOT)
-
     def domain(self, name, target):
         domain = super().domain(name, target)
         missing = set() if target else set(PACS_CLASSES) - set(domain.classes or ())
@@ -118,9 +105,8 @@ class Pacs(FolderSet):
         if missing or foreign:
             kind, name_ = ("no", min(missing)) if missing else ("an unknown", min(foreign))
             raise UserError(
-                f"domains_image_root: {shown(self.root / name)} has {kind} class folder "
-                f"{shown(name_)}; PACS has "
-                f"{', '.join(PACS_CLASSES)} in every domain (domain_set folders takes other classes)"
+                f"domains_image_root: {shown(self.root / name)} has {kind} class folder {shown(name_)}; PACS "
+                f"has {', '.join(PACS_CLASSES)} in every domain (domain_set folders takes other classes)"
             )
         return domain
 
@@ -153,8 +139,8 @@ def open_set(config, left_out, least_sources):
     wrong = [name for name in chosen if name not in others]
     if wrong:
         raise UserError(
-            f"source_domains: {wrong[0]!r} is no domain of {kind} to train on; "
-            f"with {target} left out these are: {shortened(others, 20)}"
+            f"source_domains: {wrong[0]!r} is no domain of {kind} to train on; with {target} left out these "
+            f"are: {shortened(others, 20)}"
         )
     sources = [name for name in others if name in chosen or not chosen]
     if len(sources) < least_sources:

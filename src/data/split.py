@@ -10,6 +10,10 @@ SPLITS = ("train", "test")
 DIGITS = tuple(str(digit) for digit in range(10))  # names of the classes
 
 
+class Missing(UserError):
+    """None of a data set's files is in its folder, which may then hold images of another kind."""
+
+
 class Split(NamedTuple):
     """One split of a data set, as whole arrays.
 

@@ -6,15 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.split import SPLITS, Split, check_digits, check_split
+from src.data.split import Missing, Split, check_digits, check_split
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
 MAX_SAMPLES = 1_000_000  # the "extra" file has 531,131
-
-
-def present(root):
-    """Whether any of the files is in `root`."""
-    return any(os.path.isfile(Path(root, f"{split}_32x32.mat")) for split in SPLITS)
 
 
 def load(root, split, download=False):
@@ -26,7 +21,7 @@ def load(root, split, download=False):
     """
     path = Path(root, f"{check_split(split)}_32x32.mat")
     if not os.path.isfile(path):
-        raise UserError(f"SVHN: {path.name} not found in {root}; get it from {URL}")
+        raise Missing(f"SVHN: {path.name} not found in {root}; get it from {URL}")
     images, labels = _read(path)
     labels = np.where(labels == 10, 0, np.where(labels == 0, -1, labels))  # a plain 0 would be out of range
     return Split(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), check_digits(labels, path))

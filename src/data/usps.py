@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
-from src.data.split import SPLITS, Split, check_digits, check_split
+from src.data.split import Missing, Split, check_digits, check_split
 
 LIBSVM = {"train": ("usps", "usps.bz2"), "test": ("usps.t", "usps.t.bz2")}
 ZIP_CODE = {"train": ("zip.train", "zip.train.gz"), "test": ("zip.test", "zip.test.gz")}
@@ -25,12 +25,6 @@ PIXELS = 256
 MAX_TEXT_BYTES = 2**28  # the training text has 14 MB
 TOLERANCE = 1e-3
 LARGEST_BACKGROUND = 0.25  # of the darkest pixel of a whole file; text in 0..1 would read as 0.5..1
-
-
-def present(root):
-    """Whether any of the files is in `root`."""
-    names = [name for form in (LIBSVM, ZIP_CODE) for split in SPLITS for name in form[split]]
-    return any(os.path.isfile(Path(root, name)) for name in (*names, HDF5))
 
 
 def load(root, split, download=False):
@@ -51,7 +45,7 @@ def load(root, split, download=False):
     if os.path.isfile(path := Path(root, HDF5)):
         return _finish(*_read_hdf5(path, split), path)
     looked_for = ", ".join((*LIBSVM[split], *ZIP_CODE[split], HDF5))
-    raise UserError(f"USPS: none of {looked_for} found in {root}; get {LIBSVM[split][1]} from {URL}")
+    raise Missing(f"USPS: none of {looked_for} found in {root}; get {LIBSVM[split][1]} from {URL}")
 
 
 def _finish(labels, ink, path):

@@ -61,14 +61,17 @@ def complexity(network, size):
 
 def main():
     """Print the table of the HarDNet variants at 224 x 224, 1000 classes."""
-    from src.networks.hardnet import VARIANTS, hardnet
+    from src import networks
+    from src.networks.hardnet import VARIANTS
     from src.ops import tune_plain
+    from src.setup import settings
 
     tune_plain()
     ms.set_device("CPU")
     print(f"{'HarDNet':8} {'parameters':>12} {'GMAC':>7} {'CIO, million':>13}")
     for variant in VARIANTS:
-        cost = complexity(hardnet(variant), 224)
+        config = settings.load(["--method=hardnet", f"--variant={variant}"])
+        cost = complexity(networks.build(config, 1000), 224)
         print(f"{variant:8} {cost.parameters:12,} {cost.macs / 1e9:7.3f} {cost.cio / 1e6:13.2f}")
 
 

@@ -51,7 +51,9 @@ class Evaluator:
         return ops.expand_dims(ops.argmax(logits, 1), 1)
 
     def ranking(self, images):
-        """Predicted classes, int (N, 1 or 5), of float32 images (N, C, S, S), as `network` is: see `accuracies`."""
+        """Predicted classes, int (N, 1 or 5), of float32 images (N, C, S, S), as `network` is: see
+        `accuracies`.
+        """
         return self._forward(ms.Tensor.from_numpy(np.ascontiguousarray(images))).asnumpy()
 
     def _counted(self, loader):

@@ -12,7 +12,8 @@ def figures(forward, held_out, with_domains):
     Args:
         forward: function (images as a Tensor, side) -> (class logits, domain logits), Tensors; side is
             "source" or "target".
-        held_out: None, or {name of a source: loader}, and perhaps "target": a loader whose labels are not read.
+        held_out: None, or {name of a source: loader}, and perhaps "target": a loader whose labels are not
+            read.
         with_domains: whether the domain figures mean anything in this phase.
     """
     if not held_out:

@@ -15,6 +15,7 @@ from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from model_utils.optional import require
 from src.exported import onnx_file
+from src.exported._additions import written_out
 
 log = logging.getLogger("run")
 
@@ -33,8 +34,8 @@ def describe(config, preparation, names=None):
         names: of the classes in the order of the logits, or None where nobody knows them.
 
     Returns:
-        {"method", "experiment", "settings": {key: value} of the recipe, "preparation": `Preparation.as_dict()`}
-        and "class_names" where they are known.
+        {"method", "experiment", "settings": {key: value} of the recipe, "preparation":
+        `Preparation.as_dict()`} and "class_names" where they are known.
     """
     recipe = {name: value for name, value in config.as_dict().items() if name not in COMMON}
     about = {"method": config.method, "experiment": config.experiment, "settings": recipe}
@@ -89,19 +90,26 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
             difference = _compare(network, images, temporary, file_format, batch_size)
         if about and file_format != "ONNX":
             with atomic(sidecar(path)) as temporary:
-                temporary.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+                temporary.write_text(_json(about, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"export {path}: {error.strerror}; choose another --file_name") from error
     return path, difference
 
 
+def _json(value, indent=None):
+    """JSON for people; with escapes only where a class folder's name is no valid text."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
 def _add_metadata(path, about):
     onnx = require("onnx", "to write ONNX files")
     model = onnx.load(str(path))
-    texts = {
-        name: value if name in PLAIN_TEXT else json.dumps(value, ensure_ascii=False)
-        for name, value in about.items()
-    }
+    texts = {name: value if name in PLAIN_TEXT else _json(value) for name, value in about.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.save(model, str(path))
 
@@ -133,7 +141,8 @@ def _write_air(network, images, path, batch_size):
 
 def _write_onnx(network, images, path, batch_size):
     onnx = require("onnx", "to write ONNX files")
-    _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
+    with written_out():
+        _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
     model = onnx.load(str(path))
     _rename(model.graph, model.graph.input[0].name, "images")
     _rename(model.graph, model.graph.output[0].name, "logits")

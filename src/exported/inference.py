@@ -2,11 +2,11 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from model_utils.errors import UserError
+from src.data import lists
 
 log = logging.getLogger("run")
 
@@ -33,22 +33,7 @@ def class_names(model, count, names_file=None):
         )
     if not names_file:
         return known
-    try:
-        lines = Path(names_file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"class_names: {names_file}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"class_names: {names_file} is no UTF-8 text; give one name per line") from error
-    lines = [line.strip() for line in lines if line.strip()]
-    by_folder = dict(line.split(maxsplit=1) for line in lines if " " in line or "\t" in line)
-    if known and set(known) <= set(by_folder):
-        return [by_folder[name] for name in known]
-    if len(lines) != count:
-        raise UserError(
-            f"class_names: {names_file} has {len(lines)} names, but the model has {count} classes; give one "
-            "name per line in the order of the classes"
-        )
-    return lines
+    return lists.shown_names(names_file, count, known)
 
 
 # Images to logits
@@ -119,8 +104,14 @@ class Score:
 
 
 def score(model, loader):
-    """The Score of a model on a test loader's (images, labels)."""
+    """The Score of a model on a test loader's (images, labels); UserError for another number of classes."""
     total = Score()
     for images, labels in loader:
-        total.add(model.logits(images), labels)
+        logits = model.logits(images)
+        if logits.shape[1] != len(loader.classes):
+            raise UserError(
+                f"model: {model.path} has {logits.shape[1]} classes, the data {len(loader.classes)}; give "
+                "data with the classes it was trained on"
+            )
+        total.add(logits, labels)
     return total

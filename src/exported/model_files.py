@@ -5,19 +5,22 @@ What such a file says of itself (src/exported/exporting.py, `describe`) takes th
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from model_utils import paths
 from model_utils.errors import UserError
-from model_utils.optional import require
+from model_utils.optional import reason_of, require
 from model_utils.quiet import hide_errors
 from src import networks
 from src.data import preparation
 from src.exported import onnx_file
 from src.exported.exporting import PLAIN_TEXT, sidecar
 from src.setup import settings
+
+log = logging.getLogger("run")
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
 KINDS = {"method": str, "settings": dict, "class_names": list, "preparation": dict}
@@ -142,7 +145,7 @@ def onnx_providers(device_target, device_id=0):
 
 def open_onnx(path, device_target="auto", device_id=0):
     """Open an ONNX file; see `open_model`."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "model"))
     session = onnx_file.Session(path, onnx_providers(device_target, device_id))
     if len(session.inputs) != 1 or len(session.inputs[0][1]) != 4:
         shown = ", ".join(f"{name} {shape}" for name, shape in session.inputs) or "nothing"
@@ -175,16 +178,17 @@ def _decoded(metadata, path):
         about = {k: text if k in PLAIN_TEXT else json.loads(text) for k, text in metadata.items()}
     except (ValueError, RecursionError) as error:
         raise UserError(f"model: the metadata of {path} are damaged; export it again") from error
-    return _checked_about(about, path)
+    return checked_about(about, path)
 
 
-def _checked_about(about, where):
+def checked_about(about, where):
     """`about`, if its entries are what `describe` makes: it may come from anywhere."""
     good = (
         isinstance(about, dict)
         and {"method", "settings"} <= set(about)
         and all(isinstance(about[name], kind) for name, kind in KINDS.items() if name in about)
         and all(isinstance(name, str) for name in about.get("class_names", ()))
+        and len(set(about.get("class_names", ()))) == len(about.get("class_names", ()))
         and ("preparation" not in about or preparation.read(about["preparation"]) is not None)
     )
     if not good:
@@ -232,8 +236,17 @@ def _open_mindir(path, device_target, device_id):
             about = json.loads(sidecar(path).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
-        about = _checked_about(about, sidecar(path))
-    return Model(path, lambda images: network(ms.Tensor(images)).asnumpy(), about, batch, size, place)
+        about = checked_about(about, sidecar(path))
+
+    def run(images):
+        try:
+            return network(ms.Tensor(images)).asnumpy()
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"model: {path} can't be run on images {images.shape} ({reason_of(error)})"
+            ) from error
+
+    return Model(path, run, about, batch, size, place)
 
 
 def _open_checkpoint(path, device_target, device_id, config_path):
@@ -251,9 +264,25 @@ def _open_checkpoint(path, device_target, device_id, config_path):
     network = loaded.network
     ops.accelerate(network)
     network.set_train(False)
-    about = describe(recipe, network.preparation, loaded.names)
+    names = loaded.names or _names_of_data(recipe, network.classes)
+    about = describe(recipe, network.preparation, names)
     place = f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
     return Model(loaded.path, lambda images: network(ms.Tensor(images)).asnumpy(), about, place=place)
+
+
+def _names_of_data(recipe, count):
+    """Class names for a checkpoint without any: those of the data in its recipe today, or None."""
+    from model_utils.device import Device
+    from src.data.tasks import open_task
+    from src.train_cells import find_method
+
+    try:
+        names = open_task(recipe, Device("CPU"), count, find_method(recipe.method).LEAST_SOURCES).classes
+    except UserError as error:
+        log.warning("warning: its data do not name them either: %s", error)
+        return None
+    log.warning("warning: its classes are called here as in its data today, which may have changed since")
+    return names
 
 
 def _set_up(device_target, device_id, cpu_operator=True):

@@ -25,7 +25,7 @@ def other_rows(masks, count):
 
 
 def both_features(network, images, masks, half, joint):
-    """float32 features (2N, D) of `half` source images, then of the target's; with `joint`, from one batch."""
+    """float32 features (2N, D) of `half` source rows, then of the target's; with `joint`, from one batch."""
     if joint:
         return ops.cast(network.features(images, *masks), ms.float32)
     source = network.features(images[:half], *first_rows(masks, half))

@@ -1,5 +1,6 @@
 """Published PyTorch weights of HarDNet, read without executing anything in the file."""
 
+import logging
 import re
 
 import numpy as np
@@ -7,22 +8,62 @@ import numpy as np
 from model_utils.errors import UserError, shortened
 from model_utils.restricted_pickle import load_torch
 
+log = logging.getLogger("run")
+
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _WRAPPED = "module."  # what torch.nn.DataParallel puts before every name
 _COUNTER = ".num_batches_tracked"  # PyTorch's count of training steps, which evaluation has no use for
 
 
-def read_state(path):
+def _is_weights(value):
+    return isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values())
+
+
+def choose(loaded, path, wanted=None):
+    """The weights in what a `.pth` file holds: itself, or one of its entries; a choice is logged.
+
+    Args:
+        wanted: the entry's name, or "ema" for the one that has this in its name; None: "state_dict", else
+            the only one there is.
+
+    Raises:
+        UserError: no such entry, or several and none was asked for.
+    """
+    found = {} if _is_weights(loaded) or not isinstance(loaded, dict) else loaded
+    names = [name for name, value in found.items() if isinstance(name, str) and _is_weights(value)]
+    shown = shortened(names, 5) or "none"
+    if wanted is not None:
+        chosen = [name for name in names if name == wanted]
+        chosen = chosen or [name for name in names if wanted == "ema" and "ema" in name.lower()]
+        if len(chosen) != 1:
+            raise UserError(f"weights: {path} has no single entry {wanted!r:.60} of weights; it has {shown}")
+        log.info("%s: weights %s taken; there are %s", path, chosen[0], shown)
+        return loaded[chosen[0]]
+    if "state_dict" in found:
+        others = [name for name in names if name != "state_dict"]
+        if others:
+            log.info(
+                "%s: weights state_dict taken; it also holds %s (--weights %s)",
+                path,
+                shortened(others, 5),
+                others[0],
+            )
+        return loaded["state_dict"]
+    if len(names) > 1:
+        raise UserError(f"{path} holds several sets of weights, {shown}; choose one with --weights NAME")
+    return loaded[names[0]] if names else loaded
+
+
+def read_state(path, weights=None):
     """{name: numpy array} of a `.pth` file: a state_dict, or a training checkpoint that holds one.
 
-    Names lose DataParallel's "module."; a batch normalisation's step counter is left out.
+    Names lose DataParallel's "module."; a batch normalisation's step counter is left out. `weights`: which
+    entry of a training checkpoint, see `choose`.
 
     Raises:
         UserError: no such file, not a PyTorch file, no state_dict.
     """
-    state = load_torch(path)
-    if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
+    state = choose(load_torch(path), path, weights)
     if not isinstance(state, dict) or not state:
         raise UserError(
             f"{path} holds no state_dict; save the network's with torch.save(network.state_dict(), …)"
@@ -71,7 +112,8 @@ def published_names(network):
 
 
 def read(path, network):
-    """{parameter's name: array} of a published network's weights; all names and shapes must match but the classes.
+    """{parameter's name: array} of a published network's weights; all names and shapes must match but the
+    classes.
 
     Args:
         path: the authors' `.pth` file.

@@ -235,7 +235,8 @@ class Family(networks.Family):
     def backbone(self, variant, config, preparation, twice=False):
         if preparation.size < SMALLEST:
             raise UserError(
-                f"image_size: {preparation.size}, but HarDNet halves its images five times; give {SMALLEST} or more"
+                f"image_size: {preparation.size}, but HarDNet halves its images five times; "
+                f"give {SMALLEST} or more"
             )
         return Backbone(variant, preparation.size, twice)
 

@@ -56,8 +56,10 @@ class Classifier(nn.Cell):
 
     def __init__(self, backbone, neck, head, preparation, family):
         super().__init__(auto_prefix=False)
-        backbone.update_parameters_name(family.prefixes[0])
-        head.update_parameters_name(family.prefixes[1])
+        # Their own names, not those of the attributes: a LinearHead's are `weight` and `bias`.
+        for part, prefix in zip((backbone, head), family.prefixes, strict=True):
+            for parameter in part.get_parameters():
+                parameter.name = prefix + parameter.name
         if neck is not None:
             neck.update_parameters_name("bottleneck.")
         self.backbone, self.neck, self.head = backbone, neck, head
@@ -71,6 +73,11 @@ class Classifier(nn.Cell):
         )
         self.preparation, self.classes = preparation, head.classes
         self.head_prefixes = tuple({family.prefixes[1], "classifier."})
+
+    def prefix_names(self, prefix):
+        """Put `prefix` before the name of every parameter: of two such networks in one checkpoint."""
+        for parameter in self.get_parameters():
+            parameter.name = prefix + parameter.name
 
     def features(self, images, *masks):
         """Images and the backbone's masks -> features (N, feature_size), before any dropout of the head."""

@@ -7,7 +7,8 @@ from model_utils.key import Key
 KEYS = {
     "input_norm": Key(
         "none",
-        "instance: each image to mean 0 and deviation 1 per channel; none: only [0, 1] to [-1, 1]; unit: [0, 1] as it is",
+        "instance: each image to mean 0 and deviation 1 per channel; none: only [0, 1] to [-1, 1]; "
+        "unit: [0, 1] as it is",
         choices=("none", "instance", "unit"),
     ),
 }

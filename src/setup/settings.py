@@ -7,17 +7,19 @@ is the only entry point of the commands.
 
 import dataclasses
 import difflib
+import warnings
 from pathlib import Path
 
+import model_utils
 from model_utils import checkpoint, config
 from model_utils.errors import UserError
-from model_utils.keys import ALIASES, COMMON
+from model_utils.key import Alias
+from model_utils.keys import COMMON
 from src import networks
 from src.data import keys as data_keys
+from src.setup import earlier_names
 from src.train_cells import find_method, method_names
 from src.training import trainer
-
-SHARED_ALIASES = {"class_num": "num_classes", "pre_ckpt_path": "pretrained", "bvlc_path": "pretrained"}
 
 
 def schema(method, network=None):
@@ -32,7 +34,7 @@ def schema(method, network=None):
 
 def aliases(method):
     """{published name: key it stands for, or an Alias}: those of every experiment, and a method's own."""
-    return {**ALIASES, **SHARED_ALIASES, **find_method(method).ALIASES}
+    return earlier_names.aliases(method, find_method(method).ALIASES)
 
 
 def load(argv, program="train.py", checkpoint_key=None, stored=None):
@@ -42,16 +44,19 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         argv: the command line without the program's name, e.g. `sys.argv[1:]`.
         program: shown by --help.
         checkpoint_key: the key that names a checkpoint to evaluate or export; the recipe stored in it
-            then takes the place of config.yaml's.
+            then takes the place of config.yaml's. If it is not given, the one of output_dir counts.
         stored: such a recipe, {key: value}, where it comes from elsewhere.
 
     Returns:
-        Config, or None after --help was printed.
+        Config, or None after --help or --version was printed.
 
     Raises:
         UserError: unknown key, wrong type, value out of range, unreadable file.
     """
     given = config.read_arguments(argv)
+    if given.pop("version", False):
+        print(model_utils.named_version())
+        return None
     show_help = given.pop("help", False)
     overlay_path = given.pop("config", None)
     base_path = config.ROOT / "config.yaml"
@@ -59,15 +64,15 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
     if overlay_path is True or overlay_path == "":
         raise UserError("--config needs a file, e.g. --config configs/demo.yaml")
     overlay = config.read_yaml(overlay_path) if overlay_path else {}
-    stored = _stored(given, overlay, checkpoint_key) if stored is None else stored
-    method = str(
-        next((part["method"] for part in (given, overlay, stored) if "method" in part), base["method"])
-    )
-    names = aliases(method)
+    stored = _stored(given, overlay, base, checkpoint_key) if stored is None else stored
+    chosen = [part["method"] for part in (given, overlay, stored) if "method" in part]
+    if not chosen:
+        earlier_names.check_owner(given, base["method"])
+    method = str(chosen[0] if chosen else base["method"])
+    places = ("stored with the checkpoint", str(overlay_path), "command line")
     layers = [
-        (_own_names(stored, names, "stored with the checkpoint"), "stored with the checkpoint"),
-        (_own_names(overlay, names, str(overlay_path)), str(overlay_path)),
-        (_own_names(given, names, "command line"), "command line"),
+        (_own_names(layer, method, where, program), where)
+        for layer, where in zip((stored, overlay, given), places, strict=True)
     ]
     network = str(
         next(
@@ -81,6 +86,8 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         # names.
         base = {name: value for name, value in base.items() if name in COMMON}
     layers[0] = ({name: value for name, value in layers[0][0].items() if name in keys}, layers[0][1])
+    if "network" in layers[-1][0]:
+        layers[1] = (_without_other_networks(layers[1][0], keys, layers[1][1]), layers[1][1])
     values = {name: key.default for name, key in keys.items()}
     for layer, where in [(base, base_path.name), *layers]:
         values.update(_parse_layer(layer, keys, where, method))
@@ -96,12 +103,54 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
     return settings
 
 
-def _stored(given, overlay, checkpoint_key):
-    """The recipe stored with the checkpoint given to eval.py or export.py: nobody has to repeat it."""
-    path = given.get(checkpoint_key) or overlay.get(checkpoint_key) if checkpoint_key else None
+def known_names(given):
+    """Every name that a command line may have, aliases included, for the method and network that it chooses.
+
+    given: {name: value} of the command line, as `config.read_arguments` reads it.
+    """
+    overlay = config.read_yaml(given["config"]) if isinstance(given.get("config"), str) else {}
+    base = config.read_yaml(config.ROOT / "config.yaml")
+    method = str(next(part["method"] for part in (given, overlay, base) if "method" in part))
+    network = next((part["network"] for part in (given, overlay) if "network" in part), None)
+    own = find_method(method).ALIASES
+    return {*schema(method, network), *aliases(method), *earlier_names.gone(method, own)}
+
+
+def _output_dir(given, overlay, base):
+    """The output_dir of a command, under whichever of its names it was given."""
+    for layer in (given, overlay, base):
+        for name, alias in (("output_dir", "output_dir"), *earlier_names.COMMON.items()):
+            if not isinstance(layer.get(name), str) or not layer[name]:
+                continue
+            if alias == "output_dir":
+                return layer[name]
+            if isinstance(alias, Alias) and alias.key == "output_dir":
+                return alias.convert(name, layer[name], "command line")
+    return COMMON["output_dir"].default
+
+
+def _stored(given, overlay, base, checkpoint_key):
+    """The recipe stored with the checkpoint that eval.py or export.py uses: nobody has to repeat it.
+
+    That is the checkpoint given, else the newest one of output_dir, unless the parts of a network are given
+    in files of their own (keys `…_ckpt_file`).
+    """
+    if not checkpoint_key:
+        return {}
+    path = given.get(checkpoint_key) or overlay.get(checkpoint_key)
+    parts = any(name.endswith("_ckpt_file") for name in (*given, *overlay))
+    if not path and not parts:
+        folder = COMMON["output_dir"].parse("output_dir", _output_dir(given, overlay, base), "configuration")
+        path = checkpoint.of_run(folder)
+        return _recipe(given, overlay, checkpoint_key, str(path)) if path else {}
     if not path or not isinstance(path, str):
         return {}
-    path = COMMON[checkpoint_key].parse(checkpoint_key, path, "command line")
+    return _recipe(
+        given, overlay, checkpoint_key, COMMON[checkpoint_key].parse(checkpoint_key, path, "command line")
+    )
+
+
+def _recipe(given, overlay, checkpoint_key, path):
     stored = checkpoint.stored_config(path)
     asked = given.get("method") or overlay.get("method")
     if stored and asked and asked != stored["method"]:
@@ -110,16 +159,35 @@ def _stored(given, overlay, checkpoint_key):
     return {name: value for name, value in stored.items() if name in kept or name not in COMMON}
 
 
-def _own_names(layer, names, where):
-    """`layer` with published names replaced by the keys they stand for, and their values by the keys' values."""
-    own = {}
+def _own_names(layer, method, where, program):
+    """`layer` with published names and their values replaced by the keys and values they stand for."""
+    own, names = {}, aliases(method)
+    gone = earlier_names.gone(method, find_method(method).ALIASES)
     for name, value in layer.items():
+        if name in gone:
+            gone[name].check(name, value, where, program)
+            continue
         alias = names.get(name, name)
         key = alias if isinstance(alias, str) else alias.key
         if key in own or (key != name and key in layer):
             raise UserError(f"{name} ({where}) is another name of {key}; give one of them")
         own[key] = value if isinstance(alias, str) else alias.convert(name, value, where)
     return own
+
+
+def _without_other_networks(layer, keys, where):
+    """An overlay without the keys of its own network, where the command line names another."""
+    foreign = [name for name in layer if name not in keys and _network_of(name)]
+    if foreign:
+        warnings.warn(
+            f"{where}: {', '.join(foreign)} left out, which the network asked for does not have", stacklevel=2
+        )
+    return {name: value for name, value in layer.items() if name not in foreign}
+
+
+def _network_of(name):
+    """The family that has the key `name`, or None."""
+    return next((module for module in networks.modules() if name in networks.family(module).keys), None)
 
 
 def _parse_layer(layer, keys, where, method):
@@ -133,18 +201,23 @@ def _parse_layer(layer, keys, where, method):
     return values
 
 
+def _method_of(name, method):
+    """Another method than `method` that has the key `name`, or None; a published one before its relatives."""
+    others = [other for other in (*earlier_names.RECIPES, *method_names()) if other != method]
+    has = (o for o in others if name in find_method(o).KEYS or name in find_method(o).ALIASES)
+    return next(has, None) or earlier_names.method_of(name)
+
+
 def _unknown(name, keys, where, method):
     """A UserError that names the nearest known key, or the method or network that has this one."""
-    for other in method_names():
-        if other != method and (name in find_method(other).KEYS or name in find_method(other).ALIASES):
-            return UserError(
-                f"unknown key {name} ({where}): it belongs to method {other}; add --method {other}"
-            )
-    for module in networks.modules():
-        if name in networks.family(module).keys:
-            return UserError(
-                f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
-            )
+    if other := _method_of(name, method):
+        return UserError(
+            f"unknown key {name} ({where}): it belongs to method {other}; {earlier_names.advice(other)}"
+        )
+    if module := _network_of(name):
+        return UserError(
+            f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
+        )
     nearest = difflib.get_close_matches(name, [*keys, *aliases(method)], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
     return UserError(f"unknown key {name} ({where}): {hint}")
@@ -154,7 +227,8 @@ def print_help(settings, program):
     """List every key of the chosen experiment with its default, meaning and allowed values."""
     print(f"usage: python {program} [--config configs/X.yaml] [--key value …]\n")
     print(
-        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this experiment "
+        f"Keys of method {settings.method} on network {settings.network}, with the defaults of this "
+        "experiment "
         f"({settings.experiment}):\n"
     )
     names = aliases(settings.method)
@@ -163,5 +237,6 @@ def print_help(settings, program):
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
         shown = str(shown).lower() if isinstance(value, bool) else shown
         also = [alias for alias, own in names.items() if name == (own if isinstance(own, str) else own.key)]
+        also = [alias for alias in also if alias != name]
         also = "".join(f" (or --{alias})" for alias in also)
         print(f"  --{name} {shown}{also}\n        {key.help} [{key.allowed()}]")

@@ -23,6 +23,11 @@ class Method(supervised.Method):
     }
     ALIASES = {"variant": Alias("network", lambda variant: f"hardnet{variant}")}
 
+    @staticmethod
+    def evaluation_batch(config):
+        """No more than training takes at once: who lowers batch_size for want of memory needs it here."""
+        return min(config.batch_size, config.eval_batch_size)
+
     def log_line(self, phase, values):
         """The line of MindSpore's own LossMonitor: epoch and step count from 1."""
         epoch, step = divmod(phase.step, phase.steps_per_epoch)

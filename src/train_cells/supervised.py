@@ -84,7 +84,7 @@ class Method(trainer.Trainer):
         """One phase; its epoch is as many steps as the smallest domain fills."""
         config, task = self.config, self.task
         loaders = task.labelled(self.preparation, self.loaded_batch, joined=False)
-        self.held_out = task.held_out(self.preparation, target=False)
+        self.held_out = task.held_out(self.preparation, self.evaluation_batch(config), target=False)
         self.epoch = min(loader.steps_per_epoch for loader in loaders.values())
         self.first_step = config.pretrain_epoch_size * self.epoch
         if config.train_iterations:
@@ -138,7 +138,7 @@ class Method(trainer.Trainer):
 
     @staticmethod
     def accuracy_lines(top1, top5):
-        """The lines that users of the published model grep, of the last domain, which is the one of interest."""
+        """The lines that users of the published model grep, of the last domain: the one of interest."""
         if not top1:
             return []
         domain = list(top1)[-1]

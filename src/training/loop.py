@@ -49,6 +49,7 @@ class Run:
         """Fill everything from the newest good checkpoint (rank 0; `share_state` tells the others)."""
         path, values, meta = checkpoint.newest(self.output_dir)
         run_folder.check_same_settings(meta["config"], self.config, path)
+        run_folder.check_same_classes(meta.get("classes"), self.cell.task.classes, path)
         processes = meta.get("processes", self.device.world)
         if processes != self.device.world:
             raise UserError(f"resume: {path} was trained with {processes} processes, not {self.device.world}")
@@ -62,6 +63,11 @@ class Run:
         """Give every rank the parameters and the step of rank 0, fresh or resumed; all ranks must call it."""
         broadcast_parameters(self.cell.state().values(), self.device)
         self.step = int(self.device.all_sum(self.step if self.device.is_main else 0)[0])
+
+    @property
+    def classes(self):
+        """The names of the classes in the order of the logits."""
+        return list(self.cell.task.classes)
 
     def seconds(self):
         """Seconds of training so far, earlier parts of a resumed run included."""
@@ -77,7 +83,7 @@ class Run:
             "trained": [self.trained_samples, self.trained_seconds],
             "oracle": self.oracle,
             "processes": self.device.world,
-            "classes": list(self.cell.task.classes),
+            "classes": self.classes,
             "config": self.config.as_dict(),
         }
 
@@ -338,7 +344,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         return 0
     checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():
-        checkpoint.save_cell(part, folder / name)
+        checkpoint.save_cell(part, folder / name, {"format": checkpoint.FORMAT, "classes": this.classes})
     result.write(this.result(), folder / "result.json")
     try:
         plots.curves(folder)

@@ -2,12 +2,16 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 from pathlib import Path
 
 from model_utils import checkpoint
 from model_utils.config import ROOT
 from model_utils.errors import UserError
+from src.data.forms import OtherClasses, compared
+
+log = logging.getLogger("run")
 
 
 @contextlib.contextmanager
@@ -66,3 +70,18 @@ def check_same_settings(before, config, path):
     if changed:
         pairs = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed)
         raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
+
+
+def check_same_classes(before, classes, path):
+    """UserError if checkpoint `path` was trained on other classes, or on the same ones in another order.
+
+    before: the names stored in it, in the order of the logits; None in a checkpoint of an earlier release.
+    """
+    if before is None:
+        log.warning("warning: %s does not name its classes: only their number is checked", path)
+    elif list(before) != list(classes):
+        different = compared(classes, before) or f"their order: {', '.join(map(str, before))}"
+        raise OtherClasses(
+            f"resume: {path} was trained on other classes than the data have ({different}); give the data "
+            "that the run began with"
+        )

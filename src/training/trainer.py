@@ -127,7 +127,7 @@ class Trainer:
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
         self.plan()
         self.network = networks.build(config, len(task.classes))
-        load_initial(self.network, config)
+        load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
             for parameter in self.network.backbone.get_parameters():
                 parameter.requires_grad = False
@@ -158,6 +158,11 @@ class Trainer:
     def validate(self, phase):
         """Scalars on held-out training data, by name; never anything that reads a target label."""
         return {}
+
+    @staticmethod
+    def evaluation_batch(config):
+        """Images per evaluation step."""
+        return config.eval_batch_size
 
     def published_files(self):
         """{file name: nn.Cell} written beside the last checkpoint, under the names users know."""
@@ -222,10 +227,9 @@ class Trainer:
 
     def add_part(self, name, cell):
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
-        accelerate(cell)
         cell.update_parameters_name(f"{name}.")
-        self.parts[name] = precision.lower(cell, self.config.amp_level)
-        return cell
+        self.parts[name] = self._as_trained(cell)
+        return self.parts[name]
 
     def weights(self, *names):
         """ParameterTuple of trainable parameters: "backbone", "head" (with the bottleneck), or parts by name."""
@@ -344,7 +348,8 @@ class Trainer:
             default = self.config.keys[name].default
             if getattr(self.config, name) != default:
                 raise UserError(
-                    f"{name}: method {self.config.method} has a step of its own, to which this does not apply; "
+                    f"{name}: method {self.config.method} has a step of its own, to which this does not "
+                    "apply; "
                     "leave it out"
                 )
 
@@ -369,14 +374,19 @@ class Trainer:
                 ops.assign(own, other)
                 own.requires_grad = other.requires_grad
             # A network of its own: without a prefix its names would collide with the averaged one's.
-            trained.update_parameters_name("trained.")
+            trained.prefix_names("trained.")
             self.averages.append(Average(trained, network, config.ema_decay, config))
         else:
             precision.share_parameters(network, trained)
         accelerate(network)
-        if config.amp_level == "O0":
-            accelerate(trained)
-        return precision.lower(trained, config.amp_level)
+        return self._as_trained(trained)
+
+    def _as_trained(self, cell):
+        """`cell`, changed in place to compute as training does: by the CPU operators, or in float16."""
+        if self.config.amp_level == "O0":
+            accelerate(cell)
+            return cell
+        return precision.lower(cell, self.config.amp_level)
 
     def freeze_statistics(self, network):
         """Put what `freeze_backbone` and `batch_norm: frozen` freeze of a network into evaluation mode."""

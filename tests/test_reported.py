@@ -1,0 +1,604 @@
+"""What users of other projects reported, tried here: each kind of mistake with its right outcome.
+
+Ports and addresses, paths, text from elsewhere, exceptions that nobody caught, messages that name the wrong
+cause, Ctrl-C. Failing ranks are in tests/test_failing_rank.py, devices in tests/test_device.py.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pth_files as pth
+import pytest
+
+from model_utils import checkpoint, config, launch, meeting, optional, paths, processes, run_log
+from model_utils.errors import UserError
+from model_utils.keys import COMMON
+from model_utils.restricted_pickle import load_numpy_pickle, load_torch
+from src import pth2ckpt
+from src.data.files import find
+from src.exported import inference, model_files, onnx_file
+from src.train_cells import find_method, method_names
+from src.training import run_folder
+from tests import helpers
+from tests.helpers import ROOT, environment, refused
+
+LONG = "x" * 300
+ENDINGS = ("_root", "_path", "_dir", "_file", "_url")
+
+
+# B. Ports, addresses and folders of logs
+
+
+@pytest.fixture
+def taken():
+    """A port that another program listens at."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def train_on_two(*arguments, script="run_train_cpu.sh"):
+    return subprocess.run(
+        ["bash", f"scripts/{script}", "2", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_reported_port_in_use_is_named_before_anything_starts(tmp_path, taken):
+    done = train_on_two("--master_port", taken, "--output_dir", tmp_path / "run")
+    refused(done, f"master_port: {taken} on 127.0.0.1 is in use", "choose another --master_port")
+    assert not (tmp_path / "run").exists()
+    shown = train_on_two("--master_port", taken, "--output_dir", tmp_path / "run", "--dry_run")
+    assert shown.returncode == 0 and f"--master_port={taken}" in shown.stdout
+
+
+def test_reported_port_held_without_listening_is_in_use(tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        port = holder.getsockname()[1]
+        with pytest.raises(UserError, match=f"master_port: {port} .* is in use"):
+            meeting.Meeting("127.0.0.1", port).check()
+    meeting.Meeting("127.0.0.1", port).check()
+
+
+def test_reported_port_taken_after_the_check_is_named_too(tmp_path, taken):
+    job = launch.Job([], {}, ranks=range(2), meeting=meeting.Meeting("127.0.0.1", taken))
+    watch = processes.Watch(subprocess.Popen(["true"]), job, tmp_path)
+    watch.msrun.wait()
+    (tmp_path / "scheduler.log").write_text("[ERROR] x.cc:133] Failed to init the tcp server.\n")
+    watch.scheduler = watch.first_failed = processes.Worker(None, None, tmp_path / "scheduler.log")
+    watch.scheduler.status = 2
+    with pytest.raises(UserError, match=f"master_port: {taken} is in use"):
+        watch._status()
+
+
+@pytest.mark.parametrize(
+    "address, parts",
+    [
+        ("203.0.113.1", ["master_addr: 203.0.113.1 is no address of this machine"]),
+        ("no-such-host.invalid", ["master_addr: no-such-host.invalid has no address"]),
+        ("a" * 80, ["master_addr: aaa", "has no address"]),
+        ("", ["master_addr needs a value"]),
+    ],
+)
+def test_reported_address_that_is_not_this_machines(tmp_path, address, parts):
+    refused(train_on_two(f"--master_addr={address}", "--output_dir", tmp_path / "run"), *parts)
+
+
+def test_reported_address_of_the_first_host_is_only_looked_up_on_the_others():
+    meeting.Meeting("203.0.113.1", 8118, here=False).check()
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "log is a folder", "long", "link to itself"])
+def test_reported_log_folder_that_cannot_be_written(tmp_path, kind):
+    folder = tmp_path / "logs"
+    if kind == "file":
+        folder.write_text("mine")
+    elif kind == "below a file":
+        (tmp_path / "file").write_text("mine")
+        folder = tmp_path / "file" / "logs"
+    elif kind == "log is a folder":
+        (folder / "worker_1.log").mkdir(parents=True)
+    elif kind == "long":
+        folder = tmp_path / LONG
+    else:
+        folder.symlink_to(folder)
+    done = train_on_two("--log_dir", folder, "--output_dir", tmp_path / "run")
+    refused(done, *(["log_dir", "too long"] if kind == "long" else ["processes' logs", "--log_dir"]))
+
+
+# E. Text and paths from elsewhere
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, key in COMMON.items() if key.path))
+def test_reported_home_folder_in_yaml_and_on_the_command_line(home, tmp_path, name):
+    (tmp_path / "a.yaml").write_text(f"{name}: ~/x\n")
+    assert getattr(config.load([f"--config={tmp_path / 'a.yaml'}"]), name) == str(home / "x")
+    assert getattr(config.load([f"--{name}=~/x"]), name) == str(home / "x")
+    with pytest.raises(UserError, match=f"{name} .command line.*user who does not exist"):
+        config.load([f"--{name}=~nobody-of-this-name/x"])
+    assert getattr(config.load([f"--{name}=./~/x"]), name) == "./~/x"
+
+
+def test_reported_every_common_key_that_names_a_path_says_so():
+    assert [name for name, key in COMMON.items() if name.endswith(ENDINGS) and not key.path] == []
+
+
+@pytest.mark.xfail(strict=True, reason="not marked yet; remove this line when they are")
+def test_reported_every_key_of_a_method_that_names_a_path_says_so():
+    keys = {name: key for method in method_names() for name, key in find_method(method).KEYS.items()}
+    assert [name for name, key in keys.items() if name.endswith(ENDINGS) and not key.path] == []
+    may_move = [name for name in keys if name.endswith("_image_root") or name == "kfold_root"]
+    assert [name for name in (*may_move, "cache", "num_parallel_workers") if not keys[name].volatile] == []
+
+
+def test_reported_configuration_files_in_the_home_folder(home, monkeypatch):
+    home.mkdir()
+    (home / "mine.yaml").write_text("seed: 7\n", encoding="utf-8-sig")  # as Windows' editors write it
+    assert config.load(["--config=~/mine.yaml"]).seed == 7
+
+
+def test_reported_home_folder_in_the_launchers_options(home, tmp_path):
+    script = launch._read_script(["--program=train.py", f"--caller={tmp_path}", "--form", "N=@processes"])[0]
+    options = {"dataset_path": "~/data", "source_image_root": "~/s", "config": "~/a.yaml", "lr": "0.1"}
+    home.mkdir()
+    (home / "a.yaml").write_text("output_dir: ~/out\n")
+    jobs, _ = launch.plan(script, {"@processes": "2"}, options, {})
+    words = jobs[0].command
+    for name, value in (("dataset_path", "data"), ("source_image_root", "s"), ("config", "a.yaml")):
+        assert words[words.index(f"--{name}") + 1] == str(home / value)
+    assert any(word.startswith(f"--log_dir={home}/out/processes/") for word in words)
+    jobs, _ = launch.plan(script, {"@processes": "2"}, {}, {"log_dir": "~/logs"})
+    assert f"--log_dir={home}/logs" in jobs[0].command
+
+
+def test_reported_home_folder_in_the_other_programs(home):
+    import create_mnistm
+    import infer
+
+    home.mkdir()
+    (home / "a.jpg").touch()
+    given = infer.arguments(["--model=~/m", "--class_names=~/n", "--config=~/c", "~/a.jpg"])
+    assert [given.model, given.class_names, given.config] == [str(home / name) for name in "mnc"]
+    assert infer.find_images(given.images) == [str(home / "a.jpg")]
+    given = infer.arguments(["--model=m", "--dataset_path=~/d", "--result_dir=~/r"])
+    assert [given.dataset_path, given.result_dir] == [str(home / name) for name in "dr"]
+    given = create_mnistm.parse(["--bst_path=~/b", "--mnist_dir=~/m", "--mnistm_dir=~/o"])
+    assert [given.bst_path, given.mnist_dir, given.mnistm_dir] == [str(home / name) for name in "bmo"]
+    pth.write_state(home / "a.pth", {"w": np.ones(2, "f4")})
+    assert list(pth2ckpt.read_state("~/a.pth")) == ["w"]
+    with pytest.raises(UserError, match=f"model: {home}/none.onnx does not exist"):
+        model_files.open_model("~/none.onnx")
+
+
+def named(known, content, folder, count=None):
+    path = folder / "names.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    model = model_files.Model(Path("net.onnx"), None, {"class_names": list(known)})
+    return inference.class_names(model, len(known) if count is None else count, path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_reported_byte_order_mark_in_a_list_of_names(tmp_path, encoding, end):
+    keyed = end.join(["n2 Käfer", "n1 Ameise, klein", ""]).encode(encoding)
+    assert named(("n1", "n2"), keyed, tmp_path) == ["Ameise, klein", "Käfer"]
+    plain = end.join(["Ameise", "Käfer", ""]).encode(encoding)
+    assert named(("n1", "n2"), plain, tmp_path) == ["Ameise", "Käfer"]
+
+
+WORDS = "zero one two three four five six seven eight nine ten eleven".split()
+
+
+@pytest.mark.parametrize("beginning", ["", "class", "img-"])
+def test_reported_natural_order_of_names_beside_folders_with_numbers(tmp_path, beginning):
+    folders = sorted(f"{beginning}{number}" for number in range(12))
+    with pytest.raises(UserError, match=f"line 3 would name folder {beginning}10; write lines .folder name."):
+        named(folders, "\n".join(WORDS), tmp_path)
+    keyed = "\n".join(f"{beginning}{number} {word}" for number, word in enumerate(WORDS))
+    assert named(folders, keyed, tmp_path)[folders.index(f"{beginning}4")] == "four"
+    padded = [f"{beginning}{number:02d}" for number in range(12)]
+    assert named(padded, "\n".join(WORDS), tmp_path) == WORDS
+    few = [f"{beginning}{number}" for number in range(10)]
+    assert named(few, "\n".join(WORDS[:10]), tmp_path) == WORDS[:10]
+
+
+def test_reported_list_of_names_that_fits_only_in_part(tmp_path):
+    with pytest.raises(UserError, match="has no name for n3"):
+        named(("n1", "n2", "n3"), "n1 a\nn2 b\nn4 c\n", tmp_path)
+    with pytest.raises(UserError, match="names n1 twice, a and c"):
+        named(("n1", "n2"), "n1 a\nn2 b\nn1 c\n", tmp_path)
+
+
+# F. Exceptions outside the set that is caught
+
+
+@pytest.mark.parametrize("name", sorted(name for name, key in COMMON.items() if key.path))
+@pytest.mark.parametrize("path", [LONG, f"a/{LONG}/b", "/".join(["x" * 200] * 25), "ä" * 150])
+def test_reported_path_too_long_in_a_key(name, path):
+    with pytest.raises(UserError, match=f"{name} .command line.*is too long: .* at most"):
+        config.load([f"--{name}={path}"])
+
+
+def test_reported_path_too_long_in_the_other_programs(tmp_path, monkeypatch):
+    import create_mnistm
+    import eval_onnx
+    import infer
+
+    monkeypatch.setattr(sys, "argv", ["pth2ckpt", f"--pth={LONG}", "--ckpt=a.ckpt"])
+    for call in (
+        lambda: infer.arguments([f"--model={LONG}", "a.jpg"]),
+        lambda: infer.arguments([f"--class_names={LONG}", "--model=m", "a.jpg"]),
+        lambda: find([LONG]),
+        lambda: model_files.open_model(LONG),
+        lambda: create_mnistm.parse([f"--bst_path={LONG}"]),
+        lambda: create_mnistm.parse([f"--mnist_dir={LONG}"]),
+        lambda: create_mnistm.parse([f"--mnistm_dir={LONG}"]),
+        lambda: eval_onnx.load([f"--onnx_path={LONG}.onnx"]),
+        lambda: checkpoint.stored_config(LONG),
+        lambda: config.read_yaml(LONG),
+        lambda: load_torch(LONG),
+        lambda: load_numpy_pickle(LONG),
+        pth2ckpt.main,
+    ):
+        with pytest.raises(UserError, match="too long"):
+            call()
+
+
+def test_reported_refusals_of_the_operating_system_are_one_line():
+    """What slips through: wherever it is raised, `cli.run` makes a line of it."""
+    for words in ("os.stat('x' * 300)", "os.stat('/etc/passwd/x')", "open('/proc/self/mem', 'rb').read(1)"):
+        program = f"import os\nfrom model_utils import cli\ndef main():\n    {words}\ncli.run(main)"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        refused(done)
+
+
+def test_reported_link_to_itself(tmp_path):
+    link = tmp_path / "link.ckpt"
+    link.symlink_to(link)
+    with pytest.raises(UserError, match="output_dir"), run_folder.claim(link):
+        pass
+    with pytest.raises(UserError, match="output_dir"), run_folder.claim(link / "below"):
+        pass
+    for call in (
+        lambda: checkpoint.read(link),
+        lambda: checkpoint.stored_config(link),
+        lambda: load_torch(link),
+        lambda: model_files.open_model(link),
+        lambda: model_files.onnx_about(link),
+        lambda: config.read_yaml(link),
+        lambda: onnx_file.read(link),
+    ):
+        with pytest.raises(UserError, match="link.ckpt"):
+            call()
+
+
+@pytest.fixture
+def run_lines():
+    """The lines that the run's log gets."""
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    before = list(run_log.log.handlers), run_log.log.level
+    run_log.log.handlers[:] = [handler]
+    run_log.log.setLevel(logging.INFO)
+    yield lines
+    run_log.log.handlers[:], run_log.log.level = before
+
+
+def without(monkeypatch, folder, package, content):
+    """`package` is not installed (content None), or its first lines are `content`."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    if content is None:
+        monkeypatch.setitem(sys.modules, package, None)
+        return
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").write_text(content)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+BROKEN = [None, "raise RuntimeError('built for another protobuf')", "import no_such_package", "x = 1"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_reported_tensorboard_that_does_not_work_is_a_warning(monkeypatch, tmp_path, run_lines, content):
+    without(monkeypatch, tmp_path, "tensorboardX", content)
+    (tmp_path / "run").mkdir()
+    metrics = run_log.Metrics(tmp_path / "run")
+    for step in range(3):
+        metrics.write("train", step, {"loss": 1.0})
+    metrics.close()
+    assert len(run_log.read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+    assert len(run_lines) == 1
+    assert run_lines[0].startswith("warning: no TensorBoard events are written") and "\n" not in run_lines[0]
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
+@pytest.mark.parametrize("content", BROKEN[:2])
+def test_reported_package_that_is_missing_or_broken_is_named(monkeypatch, tmp_path, package, content):
+    without(monkeypatch, tmp_path, package, content)
+    calls = {
+        "onnxruntime": lambda: model_files.open_onnx("net.onnx"),
+        "onnx": lambda: onnx_file.parse(b"", "net.onnx"),
+    }
+    with pytest.raises(UserError, match=f"the package {package} is needed .*pip install"):
+        calls[package]()
+
+
+def test_reported_package_needed_is_given():
+    assert optional.require("json", "for this") is __import__("json")
+
+
+def write_onnx(path, location="weights.bin", size=8, values=None):
+    """An ONNX classifier (N, 3, size, size) -> (N, 2), its weights in a second file beside it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = np.arange(6, dtype=np.float32).reshape(2, 3) if values is None else values
+    weight = numpy_helper.from_array(values, "w")
+    (path.parent / "weights.bin").write_bytes(b"other" + values.tobytes())
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "5"), ("length", str(values.nbytes))):
+        weight.external_data.add(key=key, value=value)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["logits"], transB=1),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, size, size])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
+    graph = helper.make_graph(nodes, "net", [images], [logits], [weight])
+    opset = [helper.make_opsetid("", 13)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+    return path
+
+
+def test_reported_onnx_file_with_weights_beside_it_runs_from_any_folder(tmp_path, monkeypatch, run_lines):
+    path = write_onnx(tmp_path / "net.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    for folder, name in ((tmp_path / "elsewhere", path), (tmp_path, "net.onnx")):
+        monkeypatch.chdir(folder)
+        model = model_files.open_model(name, "CPU")
+        logits = model.logits(np.ones((4, 3, 8, 8), np.float32))
+        np.testing.assert_allclose(logits, np.tile([3, 12], (4, 1)))
+        assert model_files.onnx_about(name) == {}
+    assert [line for line in run_lines if "weights read from weights.bin beside it" in line]
+
+
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "/etc/passwd", "a/../../weights.bin", "", "..\\weights.bin"]
+)
+def test_reported_onnx_file_reads_nothing_outside_its_folder(tmp_path, location):
+    (tmp_path / "in").mkdir()
+    path = write_onnx(tmp_path / "in" / "net.onnx", location)
+    (tmp_path / "weights.bin").write_bytes(bytes(100))
+    with pytest.raises(UserError, match="net.onnx names .* which is not beside it"):
+        model_files.open_model(path, "CPU")
+
+
+def test_reported_onnx_file_without_its_second_file_says_so(tmp_path):
+    path = write_onnx(tmp_path / "net.onnx")
+    (tmp_path / "weights.bin").write_bytes(b"short")
+    with pytest.raises(UserError, match="its weights in weights.bin are cut short"):
+        model_files.open_model(path, "CPU")
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(UserError, match="second file, weights.bin, .*copy both into one folder"):
+        model_files.open_model(path, "CPU")
+
+
+def test_reported_onnx_network_that_does_not_take_the_images_is_one_line(tmp_path, capfd):
+    model = model_files.open_model(write_onnx(tmp_path / "net.onnx"), "CPU")
+    with pytest.raises(UserError, match=r"net.onnx can't be run on images \(1, 1, 8, 8\)"):
+        model.logits(np.ones((1, 1, 8, 8), np.float32))
+    assert capfd.readouterr().err == ""
+
+
+# G. Messages that name the wrong cause
+
+
+def entry(key, body):
+    return pth.text(key) + body
+
+
+OTHER_THINGS = {
+    "argparse.Namespace": pth.name("argparse", "Namespace") + b")R}" + pth.text("lr") + b"K\x01sb",
+    "numpy.core.multiarray.scalar": pth.name("numpy.core.multiarray", "scalar")
+    + b"("
+    + pth.name("numpy", "dtype")
+    + b"("
+    + pth.text("f8")
+    + b"\x89\x88tRtR",
+    "omegaconf.dictconfig.DictConfig": pth.name("omegaconf.dictconfig", "DictConfig") + b")\x81",
+    "pathlib.PosixPath": pth.name("pathlib", "PosixPath") + b"(" + pth.text("a") + b"tR",
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", OTHER_THINGS)
+def test_reported_object_beside_the_weights_is_named_with_its_mend(tmp_path, name, legacy):
+    weights, content = pth.state({"w": np.ones(2, "f4")})
+    body = b"}(" + entry("state_dict", weights) + entry("args", OTHER_THINGS[name]) + b"u"
+    write = pth.write_legacy if legacy else pth.write_zip
+    with pytest.raises(UserError) as refusal:
+        load_torch(write(tmp_path / "a.pth", body, content))
+    said = str(refusal.value)
+    assert f"holds '{name}' (under 'args') beside its weights" in said
+    assert "torch.save(loaded['state_dict'], 'weights.pth')" in said and "nothing of it was run" in said
+
+
+def test_reported_whole_network_in_place_of_weights_is_named(tmp_path):
+    with pytest.raises(UserError, match="is an object of the type .* 'models.Net', .*network.state_dict"):
+        load_torch(pth.write_zip(tmp_path / "a.pth", pth.name("models", "Net") + b")\x81"))
+
+
+def several(path, *names):
+    items, content = b"", {}
+    for index, name in enumerate(names):
+        array = np.full(2, index, "f4")
+        items += entry(name, pth.mapping({"w": pth.tensor("FloatStorage", name, 2, 0, (2,), (1,))}))
+        content[name] = array.tobytes()
+    return pth.write_zip(path, b"}(" + items + entry("epoch", b"K\x03") + b"u", content)
+
+
+def test_reported_averaged_weights_are_offered(tmp_path, run_lines):
+    path = several(tmp_path / "a.pth", "state_dict", "state_dict_ema")
+    assert pth2ckpt.read_state(path)["w"].tolist() == [0, 0]
+    assert "weights state_dict taken; it also holds state_dict_ema (--weights state_dict_ema)" in run_lines[0]
+    for asked in ("ema", "state_dict_ema"):
+        assert pth2ckpt.read_state(path, asked)["w"].tolist() == [1, 1]
+    assert pth2ckpt.read_state(path, "state_dict")["w"].tolist() == [0, 0]
+    with pytest.raises(UserError, match="has no single entry 'teacher'.*it has state_dict, state_dict_ema"):
+        pth2ckpt.read_state(path, "teacher")
+
+
+def test_reported_weights_under_other_names(tmp_path):
+    assert list(pth2ckpt.read_state(several(tmp_path / "a.pth", "model"))) == ["w"]
+    path = several(tmp_path / "b.pth", "model", "model_ema")
+    with pytest.raises(UserError, match="several sets of weights, model, model_ema; choose one"):
+        pth2ckpt.read_state(path)
+    assert pth2ckpt.read_state(path, "ema")["w"].tolist() == [1, 1]
+
+
+OTHER_FILES = {
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 17\n",
+    "a web page": b"<!DOCTYPE html><html>404</html>",
+    "packed with gzip": b"\x1f\x8b\x08\0" + bytes(30),
+    "empty": b"",
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(40),
+    "a safetensors file": (40).to_bytes(8, "little") + b'{"w":{}}' + bytes(40),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_reported_file_that_is_something_else_is_recognised(tmp_path, kind):
+    for name, read in (("a.ckpt", checkpoint.read), ("a.pth", load_torch), ("a.npy", load_numpy_pickle)):
+        (tmp_path / name).write_bytes(OTHER_FILES[kind])
+        with pytest.raises(UserError, match=f"{name} .*it is {kind}"):
+            read(tmp_path / name)
+
+
+def test_reported_pytorch_file_called_ckpt_is_recognised(tmp_path):
+    weights = {"w": np.ones(2, "f4")}
+    for legacy in (False, True):
+        path = pth.write_state(tmp_path / "a.ckpt", weights, legacy)
+        with pytest.raises(UserError, match="it is a PyTorch file .*src.pth2ckpt"):
+            checkpoint.read(path)
+
+
+# H. Ctrl-C
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """(folder of images, checkpoint of an untrained HarDNet for them, folder of photographs)."""
+    from PIL import Image
+
+    from src.data import demo_photos
+
+    folder = tmp_path_factory.mktemp("ctrl-c")
+    settings = helpers.tiny_config("hardnet")
+    network = find_method("hardnet").build_network(settings)
+    meta = {"format": checkpoint.FORMAT, "config": settings.as_dict()}
+    checkpoint.save_cell(network, folder / "net.ckpt", meta)
+    (folder / "photos" / "train").mkdir(parents=True)
+    for index, photo in enumerate(demo_photos.photos("train")):
+        Image.fromarray(photo).save(folder / "photos" / "train" / f"{index}.png")
+    return settings.dataset_path, folder / "net.ckpt", folder / "photos"
+
+
+def commands(stored, out):
+    data, network, photos = map(str, stored)
+    tiny = [f"--config={helpers.TINY / 'hardnet.yaml'}", f"--dataset_path={data}"]
+    mnist = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "mnist"
+    return {
+        "train.py": [*tiny, "--epoch_size=200", f"--output_dir={out / 'run'}"],
+        "eval.py": [f"--ckpt_path={network}", f"--dataset_path={data}"],
+        "export.py": [f"--ckpt_file={network}", f"--dataset_path={data}", f"--file_name={out / 'net'}"],
+        "infer.py": [f"--model={network}", data],
+        "create_mnistm.py": [f"--bst_path={photos}", f"--mnist_dir={mnist}", f"--mnistm_dir={out / 'made'}"],
+    }
+
+
+def guarded(process):
+    """Wait until the process takes Ctrl-C itself: nobody can guard the start of Python before that."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        if blocked >> (signal.SIGINT - 1) & 1:
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "export.py", "infer.py", "create_mnistm.py"])
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 0.9, 1.5, 2.5])
+def test_reported_ctrl_c_at_any_moment_is_one_line(stored, tmp_path, program, delay):
+    process = subprocess.Popen(
+        [sys.executable, program, *commands(stored, tmp_path)[program]],
+        cwd=ROOT,
+        env=environment(TMPDIR=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    guarded(process)
+    try:
+        _, errors = process.communicate(timeout=delay or None) if delay else (None, None)
+    except subprocess.TimeoutExpired:
+        errors = None
+    if errors is not None:
+        pytest.skip(f"{program} ended within {delay} s by itself: {errors}")
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if "MindSpore" not in line]
+    assert process.returncode == 130, errors + shown
+    assert lines == ["interrupted"] or "stopped by SIGINT" in shown, errors
+    left = [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert left == [] and not list(tmp_path.glob("export-*"))
+
+
+def test_reported_ctrl_c_while_a_file_is_written_leaves_nothing(tmp_path):
+    program = (
+        "from model_utils import interrupts\ninterrupts.guard()\n"
+        "import sys, time\nfrom model_utils.checkpoint import atomic\n"
+        "with atomic(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n    print('writing', flush=True)\n    time.sleep(60)\n"
+    )
+    (tmp_path / "a").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "a" / "file"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "interrupted\n"
+    assert process.returncode == 130 and list((tmp_path / "a").iterdir()) == []
+
+
+def test_reported_paths_keep_what_is_allowed():
+    for text in ("", "a/b", "./~", "ä" * 127, "x" * 255, "/" + "/".join(["x" * 200] * 20)):
+        assert paths.expanded(text, "key") == text
