@@ -529,6 +529,7 @@ def test_exact_meta_gradient_of_the_convolutional_network_by_differences(torch_s
         ({"bvlc_path": "weights.npy"}, ["pretrained: weights.npy", "no other format is known"]),
         ({"network": "photos", "image_size": 28}, ["image_size: 28", "photos takes 64"]),
         ({"batch_norm": "per_domain"}, ["batch_norm: per_domain", "method masf", "joint or frozen"]),
+        ({"sync_bn": True, "meta_order": "second"}, ["sync_bn: ", "meta_order first"]),
     ],
 )
 def test_bad_input_is_one_line(place, changes, parts):
