@@ -189,12 +189,13 @@ class Trainer:
 
     def add_part(self, name, cell):
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
-        cell.update_parameters_name(f"{name}.")
+        for parameter in cell.get_parameters():
+            parameter.name = f"{name}.{parameter.name}"
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
 
     def weights(self, *names):
-        """ParameterTuple of trainable parameters: "backbone", "head" (with the bottleneck), or parts by name."""
+        """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name."""
         own = {"backbone": [self.trained.backbone], "head": [self.trained.head]}
         if self.trained.neck is not None:
             own["head"].insert(0, self.trained.neck)
@@ -215,7 +216,7 @@ class Trainer:
         return self.updates[name]
 
     def new_optimizer(self, name, weights, rate, **changes):
-        """An optimizer as the configuration says; None if nothing is trained. changes: beta1, weight_decay."""
+        """An optimizer as configured; None if nothing is trained. changes: beta1, weight_decay."""
         config = self.config
         if not len(weights):
             return None
