@@ -1,10 +1,12 @@
 """DANN: its network, recipe and both adversaries; and what the trainer does for DANN and ADDA alike."""
 
+import functools
+
 import mindspore as ms
 import numpy as np
 import pytest
 from helpers import build, demo_config, fails, test_sets, tiny_config, train, values
-from mindspore import nn
+from mindspore import nn, ops
 
 from model_utils import checkpoint
 from src import networks
@@ -12,6 +14,7 @@ from src.evaluation.evaluate import Evaluator
 from src.exported import trained
 from src.networks.heads import DomainHead
 from src.train_cells.dann import Method
+from src.training.batch_norm import set_frozen
 from src.training.schedules import one_cycle, reversal_strength
 
 
@@ -234,3 +237,150 @@ def test_a_short_run_learns_the_demo_digits(place):
     losses = [scalars["class_loss"] for _, scalars in logged]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
     assert isinstance(cell.optimizers["backbone"], nn.Adam)
+
+
+# What the trainer does for a method: mixed precision, accumulation, clipping, averages. Each beside a run
+# without it, or NumPy. ONE_STEP is a step of adversarial training by plain gradient descent, in which every
+# loss has a weight that is not 0; a weight moves by its gradient.
+
+DESCENT = {"optimizer": "momentum", "momentum": 0, "weight_decay": 0, "lr_schedule": "constant", "dropout": 0}
+ONE_STEP = {
+    "dann": ({"n_pretrain_epochs": 0, "lr": 1, "lr_backbone_s": 1, **DESCENT}, 1),
+    "dann alternate": (
+        {"n_pretrain_epochs": 0, "lr": 1, "lr_backbone_s": 1, "adversary": "alternate", **DESCENT},
+        1,
+    ),
+    "adda": ({"adversary_lr": 1, **DESCENT}, 7),
+}
+
+
+def gradients_of(case, place, start=None, frozen=False, **changes):
+    """One step of ONE_STEP: (cell, its scalars, its weights before, {name: gradient}).
+
+    start: weights to begin with, by name; frozen: no batch normalisation uses its batch.
+    """
+    options, step = ONE_STEP[case]
+    cell = build(tiny_config(case.split()[0], **{**options, **changes}), place)
+    for name, parameter in checkpoint.named_parameters(cell.state()).items():
+        if name in (start or {}):
+            ops.assign(parameter, ms.Tensor(start[name]))
+    before, phase = values(cell), cell.phases[-1]
+    phase.step = step - sum(earlier.steps for earlier in cell.phases[:-1])
+    cell.start_phase(phase)
+    for part in (cell.trained, *cell.parts.values()) if frozen else ():
+        set_frozen(part)
+    scalars = {name: float(value) for name, value in cell.train_step(phase, phase.batch(phase.step)).items()}
+    after = values(cell)
+    moved = {p.name for part in (cell.trained, *cell.parts.values()) for p in part.trainable_params()}
+    names = [name for name in before if name.rpartition("/")[2] in moved and "optimizer" not in name]
+    return cell, scalars, before, {name: before[name] - after[name] for name in names}
+
+
+def joined(gradients):
+    return np.concatenate([gradient.ravel().astype(float) for gradient in gradients.values()])
+
+
+@pytest.fixture(scope="module")
+def plain(place):
+    """A function: case -> gradients_of it, computed once."""
+    return functools.cache(lambda case: gradients_of(case, place))
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize("case", ["dann", "adda"])
+def test_half_precision_computes_nearly_the_gradients_of_single(place, plain, case, level):
+    _, wanted, start, single = plain(case)
+    cell, found, before, half = gradients_of(case, place, start, amp_level=level)
+    assert before.keys() - {"loss_scale/scale"} == start.keys() - {"loss_scale/scale"}
+    assert found == {name: pytest.approx(value, abs=5e-3) for name, value in wanted.items()}
+    assert found["loss"] != wanted["loss"]  # it did compute in half precision
+    assert half.keys() == single.keys()
+    for part in ("discriminator/" if case == "adda" else "domain_classifier/", ""):
+        one, other = (joined({n: g for n, g in c.items() if n.startswith(part)}) for c in (half, single))
+        assert one @ other > 0.998 * np.linalg.norm(one) * np.linalg.norm(other)
+        assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=5e-3)
+    assert {value.dtype for value in values(cell).values() if value.dtype.kind == "f"} == {np.dtype("f4")}
+    images = ms.Tensor(cell.phases[-1].batch(0)["target"][0])
+    same = networks.build(cell.config, 10).set_train(False)
+    for parameter, own in zip(same.get_parameters(), cell.network.get_parameters(), strict=True):
+        ops.assign(parameter, own)
+    logits = cell.network.set_train(False)(images)
+    assert logits.dtype == ms.float32
+    np.testing.assert_allclose(logits.asnumpy(), same(images).asnumpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ONE_STEP)
+def test_two_halves_of_a_batch_equal_the_whole(place, case):
+    """Where no batch normalisation sees the batch, and no random number belongs to a part."""
+    changes = {"batch_norm": "frozen", **({"consistency_weight": 0} if case == "adda" else {})}
+    _, wanted, start, whole = gradients_of(case, place, frozen=True, batch_size=8, **changes)
+    halves = {"batch_size": 4, "gradient_accumulation": 2}
+    _, found, again, parts = gradients_of(case, place, frozen=True, **halves, **changes)
+    assert all(np.array_equal(start[name], again[name]) for name in whole)
+    assert found == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in wanted.items()}
+    for name, gradient in whole.items():
+        np.testing.assert_allclose(
+            parts[name], gradient, rtol=1e-3, atol=1e-3 * np.abs(gradient).max() + 1e-7
+        )
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0], ids=["shorter", "long enough"])
+@pytest.mark.parametrize("case", ["dann", "adda"])
+def test_clipping_shortens_all_gradients_together(place, plain, case, share):
+    _, scalars, _, whole = plain(case)
+    norm = np.linalg.norm(joined(whole))
+    assert "gradient_norm" not in scalars
+    _, scalars, _, clipped = gradients_of(case, place, clip_grad_norm=share * norm)
+    assert scalars["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    np.testing.assert_allclose(joined(clipped), min(1, share) * joined(whole), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dann", "adda"])
+def test_the_evaluated_network_is_the_average_of_the_trained_one(place, method):
+    """Over all phases, running statistics of batch normalisation included."""
+    decay, network = 0.15, "dann"  # (1 + t) / (10 + t) is smaller in step 0 only
+    cell = build(tiny_config(method, network=network, ema_decay=decay), place)
+    names = [p.name for p in cell.network.get_parameters()]
+    assert any(name.endswith("moving_mean") for name in names)
+    average = {name: values(cell)[name].astype(float) for name in names}
+    total = sum(phase.steps for phase in cell.phases)
+    for step in range(total):
+        train(cell, step, step + 1)
+        stored, share = values(cell), min(decay, (1 + step) / (10 + step))
+        for name in names:
+            average[name] = share * average[name] + (1 - share) * stored[f"trained/trained.{name}"]
+            np.testing.assert_allclose(stored[name], average[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(stored[name], stored[f"trained/trained.{name}"]) for name in names)
+    images = ms.Tensor(cell.phases[-1].batch(0)["target"][0][:4])
+    own = networks.build(cell.config, 10).set_train(False)
+    checkpoint.fill({p.name: p for p in own.get_parameters()}, {n: stored[n] for n in names}, "", "")
+    logits = cell.network.set_train(False)(images).asnumpy()
+    np.testing.assert_allclose(logits, own(images).asnumpy(), rtol=1e-3, atol=1e-4)
+    if method == "adda":
+        kept = {name.removeprefix("source_network/source_network."): v for name, v in stored.items()}
+        assert all(name in kept for name in names)
+
+
+EVERYTHING = {
+    "amp_level": "O2",
+    "loss_scale_mode": "dynamic",
+    "gradient_accumulation": 2,
+    "clip_grad_norm": 1.0,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.mark.parametrize("method", ["dann", "adda"])
+def test_a_run_with_all_of_it_resumes_bit_identical(place, tmp_path, method):
+    options = {"dann": {"steps_per_epoch": 1}, "adda": {"iterations": 2, "adversary_iterations": 3}}
+    settings = tiny_config(method, **EVERYTHING, **options[method])
+    cell, cut = build(settings, place), 3
+    logged = train(cell, 0, cut)
+    checkpoint.save_state(cell.state(), {"step": cut}, tmp_path / "cut.ckpt")
+    logged += train(cell, cut)
+    assert all(np.isfinite(value) for _, scalars in logged for value in scalars.values())
+    again = build(settings, place, seed=settings.seed + 7)
+    checkpoint.restore_state(again.state(), checkpoint.read(tmp_path / "cut.ckpt")[0], "test")
+    assert train(again, cut) == logged[cut:]
+    wanted, found = values(cell), values(again)
+    assert [name for name in wanted if not np.array_equal(wanted[name], found[name])] == []

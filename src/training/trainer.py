@@ -227,10 +227,9 @@ class Trainer:
 
     def add_part(self, name, cell):
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
-        accelerate(cell)
         cell.update_parameters_name(f"{name}.")
-        self.parts[name] = precision.lower(cell, self.config.amp_level)
-        return cell
+        self.parts[name] = self._as_trained(cell)
+        return self.parts[name]
 
     def weights(self, *names):
         """ParameterTuple of trainable parameters: "backbone", "head" (with the bottleneck), or parts by name."""
@@ -380,9 +379,14 @@ class Trainer:
         else:
             precision.share_parameters(network, trained)
         accelerate(network)
-        if config.amp_level == "O0":
-            accelerate(trained)
-        return precision.lower(trained, config.amp_level)
+        return self._as_trained(trained)
+
+    def _as_trained(self, cell):
+        """`cell`, changed in place to compute as training does: by the CPU operators, or in float16."""
+        if self.config.amp_level == "O0":
+            accelerate(cell)
+            return cell
+        return precision.lower(cell, self.config.amp_level)
 
     def freeze_statistics(self, network):
         """Put what `freeze_backbone` and `batch_norm: frozen` freeze of a network into evaluation mode."""
