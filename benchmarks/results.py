@@ -33,11 +33,12 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments.yaml"
 INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.results` from the runs kept in `benchmarks/results`; not by hand. Mean ±
-standard deviation of the sample over seeds. Results are those of the **last checkpoint**. "Oracle" is the
-best value at any evaluation. It is chosen by test labels and shown for reference only. "Before the last phase" is source-only training
-where a recipe has such a phase. Times are from the start of the process to result.json, the median over
-seeds, and include every evaluation."""
+standard deviation of the sample over three seeds or more; of fewer seeds, each value. Results are those of
+the **last checkpoint**. "Oracle" is the best value at any evaluation. It is chosen by test labels and shown
+for reference only. "Before the last phase" is source-only training where a recipe has such a phase. Times are
+from the start of the process to result.json, the median over seeds, and include every evaluation."""
 PUBLISHED = ROOT / "benchmarks" / "published.yaml"
+FEWEST_FOR_SPREAD = 3
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
 TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
 
@@ -95,6 +96,13 @@ def percent(values):
     return f"{spread([100 * value for value in values])} %"
 
 
+def of_seeds(values):
+    """Accuracies in [0, 1] of a row: mean and deviation of three seeds or more, each value of fewer."""
+    if len(values) >= FEWEST_FOR_SPREAD:
+        return percent(values)
+    return ", ".join(f"{percent([value])}" for value in values)
+
+
 def source_only(result):
     """{domain: accuracy} at the end of the phase before the last one, or None if there is but one phase."""
     if "source_only" in result:
@@ -111,12 +119,12 @@ def _row(entry, target, results):
     else:
         main = target or entry.get("domain", "target")
         others = [domain for domain in results[0]["accuracy"] if domain != main]
-        rest = ", ".join(f"{d} {percent([r['accuracy'][d] for r in results])}" for d in others)
+        rest = ", ".join(f"{d} {of_seeds([r['accuracy'][d] for r in results])}" for d in others)
         before = [source_only(result) for result in results]
         cells = [
-            f"**{percent([r['accuracy'][main] for r in results])}**",
-            percent([r["oracle_accuracy"][main] for r in results]),
-            percent([b[main] for b in before]) if all(before) else "",
+            f"**{of_seeds([r['accuracy'][main] for r in results])}**",
+            of_seeds([r["oracle_accuracy"][main] for r in results]),
+            of_seeds([b[main] for b in before]) if all(before) else "",
             rest,
             ", ".join(str(r["seed"]) for r in results),
             f"{results[0]['steps']:,}",

@@ -282,23 +282,24 @@ def joined(gradients):
 
 @pytest.fixture(scope="module")
 def plain(place):
-    """A function: case -> gradients_of it, computed once."""
-    return functools.cache(lambda case: gradients_of(case, place))
+    """A function: case and changes -> gradients_of it, computed once."""
+    return functools.cache(lambda case, **changes: gradients_of(case, place, **changes))
 
 
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @pytest.mark.parametrize("case", ["dann", "adda"])
 def test_half_precision_computes_nearly_the_gradients_of_single(place, plain, case, level):
-    _, wanted, start, single = plain(case)
-    cell, found, before, half = gradients_of(case, place, start, amp_level=level)
+    changes = {"vat_weight": 1.0} if case == "dann" else {}
+    _, wanted, start, single = plain(case, **changes)
+    cell, found, before, half = gradients_of(case, place, start, amp_level=level, **changes)
     assert before.keys() - {"loss_scale/scale"} == start.keys() - {"loss_scale/scale"}
     assert found == {name: pytest.approx(value, abs=5e-3) for name, value in wanted.items()}
     assert found["loss"] != wanted["loss"]  # it did compute in half precision
     assert half.keys() == single.keys()
     for part in ("discriminator/" if case == "adda" else "domain_classifier/", ""):
         one, other = (joined({n: g for n, g in c.items() if n.startswith(part)}) for c in (half, single))
-        assert one @ other > 0.998 * np.linalg.norm(one) * np.linalg.norm(other)
-        assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=5e-3)
+        assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other)
+        assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=0.02)
     assert {value.dtype for value in values(cell).values() if value.dtype.kind == "f"} == {np.dtype("f4")}
     images = ms.Tensor(cell.phases[-1].batch(0)["target"][0])
     same = networks.build(cell.config, 10).set_train(False)
@@ -372,9 +373,13 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("method", ["dann", "adda"])
 def test_a_run_with_all_of_it_resumes_bit_identical(place, tmp_path, method):
-    options = {"dann": {"steps_per_epoch": 1}, "adda": {"iterations": 2, "adversary_iterations": 3}}
+    options = {
+        "dann": {"n_pretrain_epochs": 0, "n_epoch": 1, "n_refine_epochs": 1},
+        "adda": {"iterations": 0, "discriminator_iterations": 0},
+    }
     settings = tiny_config(method, **EVERYTHING, **options[method])
     cell, cut = build(settings, place), 3
+    assert sum(phase.steps for phase in cell.phases) == 4
     logged = train(cell, 0, cut)
     checkpoint.save_state(cell.state(), {"step": cut}, tmp_path / "cut.ckpt")
     logged += train(cell, cut)

@@ -250,7 +250,6 @@ def test_a_folder_of_classes_is_tested_whole(place, tmp_path):
             settings, place, classes, find_method("hardnet"), networks.preparation(settings)
         ),
         "class1",
-        "missing",
     )
 
 

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_utils import checkpoint, config, rank_table
+from model_utils import checkpoint, rank_table
 from model_utils.errors import UserError
 from model_utils.restricted_pickle import load_numpy_pickle, load_torch
-from src import pth2ckpt
 from src.data import idx, svhn
 from src.exported import model_files
+from src.networks import _hardnet_weights
+from src.setup import settings as experiment
 from tests.test_reported import write_onnx
 
 EXAMPLES = settings(
@@ -152,7 +153,7 @@ def open_mindir(path):
 
 
 def read_configuration(path):
-    config.load([f"--config={path}"])
+    experiment.load([f"--config={path}"])
 
 
 def open_onnx(path):
@@ -168,7 +169,7 @@ READERS = {
     "ckpt": (a_checkpoint, "bad.ckpt", checkpoint.read),
     "ckpt of a run": (a_checkpoint, "bad.ckpt", checkpoint.stored_config),
     "pth": (lambda folder: a_state(folder, False), "bad.pth", load_torch),
-    "pth before 1.6": (lambda folder: a_state(folder, True), "bad.pth", pth2ckpt.read_state),
+    "pth before 1.6": (lambda folder: a_state(folder, True), "bad.pth", _hardnet_weights.read_state),
     "npy": (a_numpy_pickle, "bad.npy", load_numpy_pickle),
     "idx": (an_idx, "bad-idx3-ubyte", lambda path: idx.read(path, 3)),
     "mat": (a_mat, "test_32x32.mat", read_svhn),
