@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint on the test splits: python eval.py --ckpt_path FILE_OR_RUN_FOLDER [--key value …]"""
+"""Evaluate a checkpoint on the test splits: python eval.py [--ckpt_path FILE_OR_RUN_FOLDER] [--key value …]
+
+Without --ckpt_path it is the newest one of output_dir.
+"""
 
 from model_utils import interrupts
 
@@ -9,7 +12,6 @@ import sys
 import time
 
 from model_utils import cli
-from model_utils.errors import UserError
 
 
 def main():
@@ -21,9 +23,9 @@ def main():
         return 0
     from model_utils import modelarts, run_log
     from src import ops
-    from src.data.tasks import open_task
     from src.evaluation import result
     from src.evaluation.evaluate import Evaluator
+    from src.evaluation.test_data import open_test_sets
     from src.exported import trained
     from src.setup.place import set_up
     from src.train_cells import find_method
@@ -34,16 +36,11 @@ def main():
     run_log.setup(rank=place.rank)
     for note in place.notes:
         run_log.log.info(note)
-    loaded = trained.load_parts(settings, method)
-    if loaded is None:
-        if not settings.ckpt_path:
-            raise UserError("ckpt_path: give a checkpoint, or the output_dir of a run, with --ckpt_path")
-        loaded = trained.load(settings, settings.ckpt_path)
+    loaded = trained.find(settings, method, "ckpt_path")
     network = loaded.network
     run_log.log.info("checkpoint: %s", loaded.path)
     ops.accelerate(network)
-    task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
-    test_sets = task.test(network.preparation, method.evaluation_batch(settings))
+    task, test_sets = open_test_sets(settings, place, loaded.classes, method, network.preparation)
     begun = time.perf_counter()
     counted = Evaluator(network, settings, place, method.COUNTS_TOP5)
     accuracies = counted.accuracies(test_sets)

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import sys
 import time
 
+import model_utils
 from model_utils import cli, config
 from model_utils.errors import UserError
 
@@ -19,11 +20,14 @@ USAGE = """usage: python eval_onnx.py --onnx_path FILE [--dataset_path DIR] [--c
 
 
 def load(argv):
-    """(Model, Config) of a command line; None for both after --help was printed."""
+    """(Model, Config) of a command line; None for both after --help or --version was printed."""
     from src.exported import model_files
     from src.setup import settings as experiment
 
     given = config.read_arguments(argv)
+    if "version" in given:
+        print(model_utils.named_version())
+        return None, None
     path = given.pop("onnx_path", None)
     options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
     if "help" in given:
@@ -48,8 +52,8 @@ def main():
     from model_utils import modelarts, run_log
     from model_utils.device import Device
     from src import networks
-    from src.data.tasks import open_task
     from src.evaluation import result
+    from src.evaluation.test_data import open_test_sets
     from src.exported import inference
     from src.train_cells import find_method
 
@@ -59,9 +63,9 @@ def main():
     place = Device("GPU" if "CUDA" in model.place else "CPU")
     if model.names is None:
         run_log.log.warning("warning: %s does not name its classes: only their number is checked", model.path)
-    least = find_method(settings.method).LEAST_SOURCES
-    task = open_task(settings, place, model.names or model.classes, least)
-    test_sets = task.test(model.preparation if model.about else networks.preparation(settings))
+    method = find_method(settings.method)
+    preparation = model.preparation if model.about else networks.preparation(settings)
+    task, test_sets = open_test_sets(settings, place, model.names or model.classes, method, preparation)
     begun = time.perf_counter()
     scores = {domain: inference.score(model, loader) for domain, loader in test_sets.items()}
     seconds = time.perf_counter() - begun

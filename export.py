@@ -1,4 +1,7 @@
-"""Export a checkpoint: python export.py --ckpt_file FILE_OR_RUN_FOLDER --file_format MINDIR|ONNX|AIR"""
+"""Export a checkpoint: python export.py [--ckpt_file FILE_OR_RUN_FOLDER] [--file_format MINDIR|ONNX|AIR]
+
+Without --ckpt_file it is the newest one of output_dir.
+"""
 
 from model_utils import interrupts
 
@@ -18,7 +21,7 @@ COMPARED_LARGE, LARGE = 16, 100 * 100  # of images with more pixels than that
 def comparison(settings, place, loaded, method):
     """(real images float32 (N, C, S, S) to compare on, what they are in words, class names or None).
 
-    The images are of the test data; where these are not at hand, photographs that come with scikit-image
+    The images are of the test data; where these are not there, photographs that come with scikit-image
     serve: weights can then be exported without the data they were trained on.
 
     Raises:
@@ -58,14 +61,13 @@ def main():
     from src.setup.place import set_up
     from src.train_cells import find_method
 
-    if not settings.ckpt_file:
-        raise UserError("ckpt_file: give a checkpoint, or the output_dir of a run, with --ckpt_file")
     settings = modelarts.prepare(settings)
     # An export holds MindSpore's own operators only: take the CPU setting that suits those.
     place = set_up(settings.replace(cpu_operator=False))
     run_log.setup()
-    loaded = trained.load(settings, settings.ckpt_file)
-    images, what, names = comparison(settings, place, loaded, find_method(settings.method))
+    method = find_method(settings.method)
+    loaded = trained.find(settings, method, "ckpt_file")
+    images, what, names = comparison(settings, place, loaded, method)
     path, difference = exporting.export(
         loaded.network,
         images,

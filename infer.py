@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import model_utils
 from model_utils import cli, paths
 from model_utils.errors import UserError, shortened
 
@@ -49,6 +50,7 @@ def arguments(argv=None):
     parser.add_argument(
         "--model", "--model_path", required=True, help=".onnx, .mindir, .ckpt or a run's folder"
     )
+    parser.add_argument("--version", action="version", version=model_utils.named_version())
     parser.add_argument("--config", help="configuration of a .ckpt that holds none")
     parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default 5)")
     parser.add_argument(
@@ -77,6 +79,7 @@ def arguments(argv=None):
 
 def show_images(model, options):
     """Print the best classes of each image file; UserError at the end if some could not be read."""
+    from src.data.files import shown
     from src.data.reading import Reader
     from src.exported import inference
 
@@ -89,12 +92,10 @@ def show_images(model, options):
                 log("class names are not known: numbers are shown; --class_names FILE gives names")
         shares = inference.probabilities(logits)
         best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
-        print(
-            as_json(files[index], best, names) if options.json else as_text(files[index], best, names),
-            flush=True,
-        )
+        path = shown(files[index])
+        print(as_json(path, best, names) if options.json else as_text(path, best, names), flush=True)
     if reader.bad:
-        names = [files[index] for index in sorted(reader.bad)]
+        names = [shown(files[index]) for index in sorted(reader.bad)]
         raise UserError(f"{len(names)} of {len(files)} images could not be read: {shortened(names, 5)}")
 
 

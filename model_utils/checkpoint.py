@@ -275,6 +275,14 @@ def listed(output_dir):
     return sorted((path for path in found if NAME.fullmatch(path.name)), reverse=True)
 
 
+def of_run(output_dir):
+    """What to evaluate of a run's folder: the folder itself where it holds training checkpoints, else its
+    network.ckpt; None where it has neither.
+    """
+    network = Path(output_dir) / "network.ckpt"
+    return Path(output_dir) if listed(output_dir) else network if network.is_file() else None
+
+
 def newest(output_dir):
     """(path, values, meta) of the newest good training checkpoint; warns of damaged ones it passes over."""
     paths = listed(output_dir)

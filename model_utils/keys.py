@@ -66,5 +66,5 @@ COMMON = {
     "file_format": Key("MINDIR", "export.py: format", choices=("MINDIR", "ONNX", "AIR"), volatile=True),
 }
 
-# Names that earlier releases used for a key.
+# Names that earlier releases used for one of these keys; src/setup/earlier_names.py has all the others.
 ALIASES = {"isModelArts": "enable_modelarts"}

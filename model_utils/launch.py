@@ -101,7 +101,7 @@ def _read_script(argv):
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="python -m model_utils.launch", description=__doc__.splitlines()[0])
     parser.add_argument("--program", required=True, help="train.py, eval.py, …")
-    parser.add_argument("--target", choices=("Ascend", "GPU", "CPU"), default="CPU")
+    parser.add_argument("--target", choices=("auto", "Ascend", "GPU", "CPU"), default="CPU")
     parser.add_argument("--form", action="append", help="NAME=key …; one for each way to call the script")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="option of the program"

@@ -4,6 +4,9 @@
 adda() {
     local config="$1" output="$2" resume=() options=()
     shift 2
+    case " $* " in
+        *" --help "* | *" -h "*) run_command train.py --config "$config" --help; return ;;
+    esac
     while [ $# -gt 0 ]; do
         local name="$1" value=()
         shift

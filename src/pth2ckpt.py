@@ -2,8 +2,16 @@
 
 Options: --variant 39ds | 68ds | 68 | 85 (default: told from the shapes), --class_num N (default: likewise),
 --weights NAME: which of several sets of weights in the file, state_dict_ema for instance, or ema for short
-(default: state_dict).
+(default: state_dict). The published form, `python3 pth2ckpt.py --dataset_path FILE.pth` in src/, writes
+FILE.ckpt into the current folder.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Started as a file, Python looks for modules in src/ only.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils import interrupts
 
@@ -11,8 +19,6 @@ if __name__ == "__main__":
     interrupts.guard()
 
 import re
-import sys
-from pathlib import Path
 
 from model_utils import cli, paths, run_log
 from model_utils.config import read_arguments
@@ -39,12 +45,13 @@ def convert(pth, ckpt, variant=None, class_num=None, weights=None):
     from model_utils import checkpoint
     from src import networks
     from src.networks import _hardnet_weights as published
+    from src.networks import hardnet
     from src.setup import settings as experiment
 
     if Path(ckpt).suffix != ".ckpt":
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
     values = published.read_state(pth, weights)
-    variant = variant or published.infer_variant(values, pth)
+    variant = variant or hardnet.infer_variant(values, pth)
     classes = published.class_count(values)
     if class_num not in (None, classes):
         raise UserError(f"class_num: {pth} has {classes} classes, not {class_num}; leave it out")
@@ -67,6 +74,9 @@ def main():
     if "help" in given:
         print(__doc__.strip())
         return 0
+    if isinstance(given.get("dataset_path"), str) and "pth" not in given:
+        given["pth"] = given.pop("dataset_path")
+        given.setdefault("ckpt", Path(given["pth"]).with_suffix(".ckpt").name)
     known = ("pth", "ckpt", "variant", "class_num", "weights")
     for name in given:
         if name not in known:

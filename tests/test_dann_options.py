@@ -5,16 +5,15 @@ import numpy as np
 import pytest
 from helpers import build, tiny_config, train, values
 from mindspore import nn, ops
-from src.train_cells._dann_losses import Conditioning
 
 from model_utils import checkpoint
 from model_utils.errors import UserError
 from model_utils.noise import generator
 from src.data import augment
 from src.losses import consistency
+from src.losses.adversarial import Conditioning
 from src.losses.classification import GradientReversal
 from src.losses.virtual_adversarial import VirtualAdversary, add_scaled, divergence, unit
-from src.training.loop import start_phase
 
 # Every option at once, in a way in which each has something to do after four steps.
 OPTIONS = {
@@ -156,7 +155,7 @@ def test_virtual_adversary_finds_a_worse_move_than_chance(rng):
     network, images = Linear(weight), rng.random((16, 1, 2, 2))
     adversary = VirtualAdversary(network, ms.ParameterTuple(network.trainable_params()), radius=0.5)
     start = rng.normal(size=images.shape)
-    cost, _ = adversary.loss_and_gradients(tensor(images), tensor(start))
+    cost, _, _ = adversary.loss_and_gradients(tensor(1.0), tensor(images), tensor(start), tensor(0.3))
     flat = images.reshape(16, 4)
     clean = flat @ weight
 
@@ -169,15 +168,19 @@ def test_virtual_adversary_finds_a_worse_move_than_chance(rng):
     assert float(cost) == pytest.approx(steepest, rel=0.25)
 
 
-def test_virtual_adversary_gradient_is_that_of_the_moved_prediction(rng):
-    """Finite differences of KL(p(x) || p(x + r)) with both p(x) and r held fixed."""
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_virtual_adversary_gradient_is_that_of_the_moved_prediction(rng, scale):
+    """Finite differences of KL(p(x) || p(x + r)) with both p(x) and r held fixed; times the loss scale."""
     weight = rng.normal(size=(4, 3))
     network, images = Linear(weight), rng.random((5, 1, 2, 2))
     adversary = VirtualAdversary(network, ms.ParameterTuple(network.trainable_params()), radius=0.3)
     start = tensor(rng.normal(size=images.shape))
-    _, (gradient,) = adversary.loss_and_gradients(tensor(images), start)
+    cost, weighs, (gradient,) = adversary.loss_and_gradients(
+        tensor(scale), tensor(images), start, tensor(0.25)
+    )
+    assert float(weighs) == 0.25
     clean = network(tensor(images))
-    slope = adversary.by_move(tensor(images), adversary.probe * unit(start), clean)
+    slope = adversary.by_move(tensor(images), adversary.probe * unit(start), clean, tensor(1.0))
     moved = (images + 0.3 * unit(slope).asnumpy()).reshape(5, 4)
     expected = np.zeros((4, 3))
     for index in np.ndindex(4, 3):
@@ -185,7 +188,8 @@ def test_virtual_adversary_gradient_is_that_of_the_moved_prediction(rng):
         step[index] = 1e-4
         high, low = (kl(clean.asnumpy(), moved @ (weight + sign * step)) for sign in (1, -1))
         expected[index] = (high - low) / 2e-4
-    np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=2e-2, atol=1e-3)
+    assert float(cost) == pytest.approx(kl(clean.asnumpy(), moved @ weight), rel=1e-3)
+    np.testing.assert_allclose(gradient.asnumpy() / scale, expected, rtol=2e-2, atol=1e-3)
 
 
 def test_scaled_gradients_are_added_one_by_one(rng):
@@ -295,7 +299,7 @@ def test_options_are_off_by_default(place):
     cell = build(tiny_config("dann"), place)
     assert [phase.name for phase in cell.phases] == ["pretrain", "adapt"]
     optimizers = {"optimizer_backbone", "optimizer_class_classifier", "optimizer_domain_classifier"}
-    assert set(cell.state()) == {"network", "domain_classifier"} | optimizers
+    assert set(cell.state()) == {"network", "domain_classifier", "loss_scale"} | optimizers
     assert all("smoothness" not in scalars for _, scalars in train(cell, 4, 5))
 
 
@@ -324,14 +328,17 @@ def test_self_training_trains_student_and_teacher_and_leaves_the_adversary_alone
     assert untouched and all(np.array_equal(before[name], after[name]) for name in untouched)
 
 
-def test_student_starts_as_the_network_and_the_teacher_follows_it(place):
-    settings = tiny_config("dann", **{**OPTIONS, "teacher_decay": 0.75})
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"amp_level": "O1"}], ids=str)
+def test_student_starts_as_the_network_and_the_teacher_follows_it(place, changes):
+    settings = tiny_config("dann", **{**OPTIONS, "teacher_decay": 0.75, **changes})
     cell = build(settings, place)
+    for weight in cell.trained.trainable_params() if "ema_decay" in changes else ():
+        ops.assign(weight, weight + 1.0)  # what adversarial training has left, which the average is not
     before = {p.name: p.asnumpy().copy() for p in cell.network.get_parameters()}
     phase = cell.phases[2]
     phase.step = 0
-    start_phase(cell, phase)
-    student = {p.name.removeprefix("student."): p for p in cell.refinement.student.get_parameters()}
+    cell.start_phase(phase)
+    student = {p.name.removeprefix("student."): p for p in cell.parts["student"].get_parameters()}
     assert student.keys() == before.keys()
     assert all(np.array_equal(p.asnumpy(), before[name]) for name, p in student.items())
     cell.train_step(phase, phase.batch(0))
@@ -355,17 +362,32 @@ def test_teacher_gathers_the_statistics_of_the_target_alone(place):
     np.testing.assert_allclose(backbone.bn1.moving_mean.asnumpy(), kept, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{"batch_norm": "frozen"}, {"freeze_backbone": True}], ids=str)
+def test_frozen_statistics_stay_in_self_training(place, changes):
+    """The student's and the teacher's, also where the network that is trained is another tree of cells."""
+    cell = build(tiny_config("dann", **OPTIONS, **changes, amp_level="O1"), place)
+    before = values(cell)
+    train(cell, BEGIN, BEGIN + 1)
+    after = values(cell)
+    moved = [name for name in after if "moving_" in name and not np.array_equal(before[name], after[name])]
+    assert moved and all("class_classifier." in name for name in moved)
+    weights = {p.name for p in cell.network.backbone.get_parameters()}
+    kept = {name for name in weights if np.array_equal(before[name], after[name])}
+    assert kept == weights if "freeze_backbone" in changes else kept < weights
+
+
 def test_strong_view_belongs_to_the_step_and_the_teacher_sees_the_image_as_it_is(place, monkeypatch):
     cell = build(tiny_config("dann", **OPTIONS), place)
     phase, seen = cell.phases[2], []
-    start_phase(cell, phase)
+    cell.start_phase(phase)
 
-    def update(weak, source, labels, target, *masks):
+    def step(parts, loss_scale):
+        ((source, labels, target, weak, *masks),) = parts
         seen.append([t.asnumpy() for t in (weak, target)])
         zero = ms.Tensor(0.0)
-        return zero, (zero, zero, zero), zero
+        return zero, (zero, zero, zero, zero), zero, zero
 
-    monkeypatch.setattr(cell.refinement, "_update", update)
+    monkeypatch.setattr(cell.updates["refine"], "step", step)
     for step in (0, 0, 1):
         phase.step = step
         cell.train_step(phase, phase.batch(step))

@@ -353,7 +353,7 @@ SPOILED = {
     "bad line": (spoil(TEXT, lambda d: d + b"00000001.png\n"), (TEXT, "line 13")),
     "label 10": (spoil(TEXT, lambda d: d + b"00000001.png 10\n"), (TEXT, "line 13")),
     "climbing": (spoil(TEXT, lambda d: b"../../x.png 1\n" + d), (TEXT, "line 1:")),
-    "binary labels": (spoil(TEXT, lambda d: b"\xff\xfe"), (TEXT, "no UTF-8 text")),
+    "binary labels": (spoil(TEXT, lambda d: b"\xfd\0"), (TEXT, "no UTF-8 text")),
     "empty labels": (spoil(TEXT, lambda d: b""), (TEXT, "no images")),
     "no labels": (lambda f: (f / TEXT).unlink(), (TEXT, "not found")),
 }

@@ -98,7 +98,7 @@ def colours(listing):
 
 def domain(settings, name):
     """One source domain of a set of folders."""
-    return sets.SETS[settings.domain_set](settings, LeftOut()).domain(name, target=False).rename(name)
+    return sets.SETS[settings.domain_set](settings, LeftOut()).domain(name, target=False)
 
 
 @pytest.fixture
@@ -231,9 +231,9 @@ def test_digits_are_read_from_their_roots_and_hold_out_the_same_digits(small_mni
     roots = {"mnist_image_root": small_mnist, "mnist_m_image_root": small_mnist}
     settings = configure(domain_set="digits", target_domain="usps", **roots)
     first = domain(settings, "mnist")
-    kept, held = first.train(), first.held_out()
-    assert (len(kept.labels), len(held.labels), len(first.test().labels)) == (54, 6, 12)
-    fails(lambda: domain(settings, "mnist_m").train(), "MNIST-M", small_mnist)
+    kept, held = first.part("train"), first.part("held_out")
+    assert (len(kept.labels), len(held.labels), len(first.part("test").labels)) == (54, 6, 12)
+    fails(lambda: domain(settings, "mnist_m").part("train"), "MNIST-M", small_mnist)
     same, _ = divide(Split(kept.images, kept.labels), 0.5)
     again, _ = divide(Split(255 - kept.images, kept.labels), 0.5)
     np.testing.assert_array_equal(same.images, 255 - again.images)
@@ -286,18 +286,18 @@ def test_several_sources_can_be_joined_beside_an_unlabelled_target(tree):
     assert (colour[:, 1] == 50 * labels).all()
     images, labels = target.batch(0)
     assert labels is None and set(np.rint(images[:, 0, 0, 0] * 255)) == {10}
-    assert task.images == {"source train": 48, "target train": 30}
+    assert task.images == {"source train": 48, "oil train": 30}
 
 
 def test_which_files_are_held_out_depends_on_their_names_only(tree):
-    first = colours(domain(folders(tree, holdout=0.3), "ink").held_out())
-    assert first == colours(domain(folders(tree, holdout=0.3, seed=5), "ink").held_out())
-    assert first < colours(domain(folders(tree, holdout=0.4), "ink").held_out())
+    first = colours(domain(folders(tree, holdout=0.3), "ink").part("held_out"))
+    assert first == colours(domain(folders(tree, holdout=0.3, seed=5), "ink").part("held_out"))
+    assert first < colours(domain(folders(tree, holdout=0.4), "ink").part("held_out"))
     pair = configure(
         domain_set="", source_image_root=tree / "ink", target_image_root=tree / "oil", holdout=0.3
     )
     (source,) = opened(pair).form.sources
-    assert colours(source.held_out()) == first
+    assert colours(source.part("held_out")) == first
 
 
 def test_the_training_part_of_a_target_is_not_even_read(tree):
@@ -317,7 +317,7 @@ def test_a_target_may_be_divided_too_without_a_look_at_its_classes(tree):
         return {os.path.basename(path) for path in listing.files}
 
     parts = target(tree)
-    train, test = (set(part.names()) for part in (parts.target_train(), parts.target_test()))
+    train, test = (set(part.names()) for part in (parts.part("target_train"), parts.part("target_test")))
     assert len(train) == 24 and len(test) == 6 and not train & test
     flat = tree.parent / "flat"
     shutil.copytree(tree, flat)
@@ -326,7 +326,7 @@ def test_a_target_may_be_divided_too_without_a_look_at_its_classes(tree):
     for name in CLASSES:
         (flat / "oil" / name).rmdir()
     task = opened(folders(flat))
-    assert len(task.form.target.target_train().files) == 30 and list(task.test(Preparation(16))) == [
+    assert len(task.form.target.part("target_train").files) == 30 and list(task.test(Preparation(16))) == [
         "ink",
         "pencil",
     ]
@@ -399,7 +399,7 @@ def test_official_lists_say_what_trains_and_labels_are_counted_from_1(tree):
     write_lists(tree)
     settings = folders(tree, kfold_root="splits", holdout=0.5)
     ink = domain(settings, "ink")
-    train, held = ink.train(), ink.held_out()
+    train, held = ink.part("train"), ink.part("held_out")
     assert colours(train) == {(0, 50 * label, 5 * n) for label in range(3) for n in range(3, PER_CLASS)}
     assert colours(held) == {(0, 50 * label, 5 * n) for label in range(3) for n in range(3)}
     assert [os.path.basename(os.path.dirname(path)) for path in train.files] == [
@@ -411,9 +411,9 @@ def test_official_lists_say_what_trains_and_labels_are_counted_from_1(tree):
         "oil": 30,
     }
     absolute = domain(folders(tree, kfold_root=tree / "splits"), "ink")
-    assert colours(absolute.train()) == colours(train)
+    assert colours(absolute.part("train")) == colours(train)
     oil = opened(settings).form.target, opened(settings.replace(target_split="holdout")).form.target
-    assert [(len(one.target_train().files), len(one.target_test().files)) for one in oil] == [
+    assert [(len(one.part("target_train").files), len(one.part("target_test").files)) for one in oil] == [
         (30, 30),
         (21, 9),
     ]

@@ -289,7 +289,7 @@ def test_a_stream_is_in_order_and_leaves_bad_files_out(tmp_path, caplog, count):
                 image[0, 0] == np.array(COLOURS[listing.classes[listing.labels[index]]]) + index % 6
             ).all()
     assert [caplog.text.count(path) for path in bad] == [1, 1, 1, 1]
-    assert sorted(reader.bad) == [1, 8, 17, 18]
+    assert sorted(reader.bad) == [1, 8, 17, 18] and not reader.kept
     assert reader.left_out.as_dict()["truncated PNG"] == [bad[0]]
 
 

@@ -5,12 +5,15 @@ import math
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import networks
+from src.losses.adversarial import AdversarialLoss, DiscriminatorLoss
 from src.losses.classification import GradientReversal, accuracy, cross_entropy, prediction_entropy
-from src.networks.dann import DANN, DomainClassifier, InputNorm
-from src.train_cells.dann import AdversarialLoss, DiscriminatorLoss
+from src.networks.heads import DomainHead
+from src.networks.input_norm import InputNorm
 from src.training.schedules import one_cycle, reversal_strength, schedule
 
 HALF = 4
@@ -73,6 +76,7 @@ def test_input_norm_matches_numpy():
     images[0] = 0.25  # a constant image has no deviation to divide by
     plain = InputNorm("none")(ms.Tensor(images)).asnumpy()
     np.testing.assert_allclose(plain, images * 2 - 1, atol=1e-6)
+    np.testing.assert_array_equal(InputNorm("unit")(ms.Tensor(images)).asnumpy(), images)
     normed = InputNorm("instance")(ms.Tensor(images)).asnumpy()
     for image, result in zip(images.astype(np.float64), normed, strict=True):
         for channel, out in zip(image, result, strict=True):
@@ -178,7 +182,8 @@ def problem(place):
     """A network with weights away from their initial values, and one batch for it."""
     ms.set_seed(3)
     rng = np.random.default_rng(3)
-    network, domain = DANN("none"), DomainClassifier()
+    network = networks.build(tiny_config("dann", input_norm="none"), 10)
+    domain = DomainHead(network.feature_size)
     domain.update_parameters_name("domain_classifier.")
     for cell in (network, domain):
         cell.set_train(True)
@@ -193,6 +198,14 @@ def problem(place):
         "keep_hidden": (rng.random((2 * HALF, 100)) < 0.5).astype(np.float32) * 2,
     }
     return network, domain, batch
+
+
+def tensors(batch, *names):
+    """The named parts of a batch as Tensors, in this order."""
+    return [ms.Tensor(batch[name]) for name in names]
+
+
+IMAGES, MASKS = ("images", "labels", "domains"), ("keep_map", "keep_hidden")
 
 
 def expected_loss(reference, batch, joint, use_entropy, fool, weights):
@@ -222,8 +235,8 @@ def test_adversarial_loss_matches_numpy(problem, joint, use_entropy, fool):
     network, domain, batch = problem
     weights = (0.7, 0.2)
     loss = AdversarialLoss(network, domain, joint, use_entropy, fool)
-    tensors = [ms.Tensor(batch[name]) for name in ("images", "labels", "domains", "keep_map", "keep_hidden")]
-    total, rest = loss(*tensors, ms.Tensor(0.5, ms.float32), ms.Tensor(weights, ms.float32))
+    factors = ms.Tensor(0.5, ms.float32), ms.Tensor(weights, ms.float32)
+    total, rest = loss(*tensors(batch, *IMAGES), *factors, *tensors(batch, *MASKS))
     expected = expected_loss(Reference(network, domain), batch, joint, use_entropy, fool, weights)
     measured = [float(value) for value in (total, *rest)]
     np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=2e-5)
@@ -232,8 +245,8 @@ def test_adversarial_loss_matches_numpy(problem, joint, use_entropy, fool):
 @pytest.mark.parametrize("joint", [False, True], ids=["separate", "joint"])
 def test_discriminator_loss_matches_numpy(problem, joint):
     network, domain, batch = problem
-    loss, hits = DiscriminatorLoss(network, domain, joint)(
-        *(ms.Tensor(batch[name]) for name in ("images", "domains", "keep_map"))
+    loss, (hits,) = DiscriminatorLoss(network, domain, joint)(
+        *tensors(batch, "images", "domains", "keep_map")
     )
     expected = expected_loss(Reference(network, domain), batch, joint, False, False, (1, 0))
     assert float(loss) == pytest.approx(expected[2], rel=2e-4)
@@ -247,9 +260,9 @@ def domain_gradients(problem, strength):
     weights = ms.ParameterTuple(
         [network.backbone.bn2.beta, network.backbone.conv2.weight, domain.fc2.weight, domain.fc1.weight]
     )
-    tensors = [ms.Tensor(batch[name]) for name in ("images", "labels", "domains", "keep_map", "keep_hidden")]
     gradient = ms.value_and_grad(loss, None, weights, has_aux=True)
-    _, gradients = gradient(*tensors, ms.Tensor(strength, ms.float32), ms.Tensor([1.0, 0.0], ms.float32))
+    factors = ms.Tensor(strength, ms.float32), ms.Tensor([1.0, 0.0], ms.float32)
+    _, gradients = gradient(*tensors(batch, *IMAGES), *factors, *tensors(batch, *MASKS))
     return [g.asnumpy() for g in gradients]
 
 

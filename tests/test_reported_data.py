@@ -17,7 +17,7 @@ from helpers import fails
 from PIL import Image
 from test_tasks import CPU, configure, opened
 
-from src.data import decode, files, lists, load, mnist_m, photos, tasks
+from src.data import decode, files, load, mnist_m, photos, tasks
 from src.data.files import LeftOut
 from src.data.preparation import Preparation
 from src.data.reading import Reader
@@ -193,7 +193,7 @@ def test_reported_what_was_left_out_is_counted_and_named_once(rgb, caplog):
     ((_, loader),) = task.test(VIEW).items()
     for _ in range(3):
         assert sum(len(labels) for _, labels in loader) == 10
-    assert task.images == {"val test": 10}
+    assert task.images == {"val": 10}
     assert sorted(task.left_out["truncated JPEG"]) == sorted(map(str, bad))
     assert [caplog.text.count(str(path)) for path in bad] == [1, 1]
 
@@ -254,41 +254,6 @@ def test_reported_folders_too_deep_are_said(rgb):
 
 
 # Text and paths from elsewhere
-
-
-def test_reported_a_byte_order_mark_does_not_hide_the_first_line(tmp_path):
-    folders = ["n1", "n2", "n3"]
-    text = "n1 tench, Tinca tinca\nn2 goldfish\nn3 great white shark\n"
-    for data in (text.encode(), text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode("utf-8-sig")):
-        (tmp_path / "names.txt").write_bytes(data)
-        names = lists.shown_names(tmp_path / "names.txt", 3, folders)
-        assert names == ["tench, Tinca tinca", "goldfish", "great white shark"]
-    (tmp_path / "names.txt").write_bytes(text.encode("utf-16"))
-    fails(lambda: lists.shown_names(tmp_path / "names.txt", 3, folders), "class_names", "no UTF-8 text")
-
-
-def test_reported_names_in_natural_order_beside_folders_that_are_numbers(tmp_path):
-    path = tmp_path / "names.txt"
-    words = "zero one two three four five six seven eight nine ten eleven".split()
-    path.write_text("\n".join(words))
-    folders = sorted(str(number) for number in range(12))
-    fails(
-        lambda: lists.shown_names(path, 12, folders), "0, 1, 10, 11", "would name folder 10", "`folder name`"
-    )
-    path.write_text("\n".join(f"{number} {word}" for number, word in enumerate(words)))
-    assert lists.shown_names(path, 12, folders)[folders.index("4")] == "four"
-    path.write_text("\n".join(words[:10]))
-    assert lists.shown_names(path, 10, folders=[str(number) for number in range(10)]) == words[:10]
-    assert lists.shown_names(path, 10) == words[:10]
-
-
-def test_reported_lists_of_names_that_do_not_fit(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_text("n1 tench\nn2 goldfish\nn4 hammerhead\n")
-    fails(lambda: lists.shown_names(path, 3, ["n1", "n2", "n3"]), "none for n3")
-    path.write_text("tench\ngoldfish\n")
-    fails(lambda: lists.shown_names(path, 3, ["n1", "n2", "n3"]), "2 names", "3 classes")
-    fails(lambda: lists.shown_names(tmp_path / "none", 3), "No such file")
 
 
 def test_reported_home_folders_and_impossible_paths_in_every_path_key():

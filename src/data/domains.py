@@ -4,6 +4,7 @@ A domain hands out `Split`s (whole arrays of digits) or `Listing`s (files), with
 own `classes`. Nothing is read before it is asked for.
 """
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -16,29 +17,71 @@ from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
 from src.data.files import entries, is_image, is_junk, kind, scan, scan_flat, shown, subfolders
 from src.data.lists import read_list
-from src.data.split import Split
+from src.data.split import DIGITS, Split
 
 log = logging.getLogger("run")
 
 TRANSDUCTIVE = "transductive"
 TARGET_SPLITS = (TRANSDUCTIVE, "holdout")
 TESTS = ("val", "test")
+DIVIDED_ROLES = ("train", "test", "target_train", "target_test")
 
 
 class Domain:
-    """A domain in a run. `name` is that of its random streams, `test_name` that of its accuracy.
+    """A domain in a run.
 
-    classes: names of the classes; None where there are no labels.
-    As a source: `train`, `held_out`, `test`; as a target: `target_train`, `target_held_out`, `target_test`.
-    Each returns a Split, a Listing or None. What a target is divided into never depends on its labels.
+    Args:
+        name: of the domain and of its random streams.
+        classes: names of its classes; None without labels.
+        parts: {role: function () -> Split, Listing or None}. Roles of a source are "train", "held_out" and
+            "test"; of a target "target_train", "target_held_out" and "target_test", whose division never
+            depends on labels. A role may be missing.
+        root: the folder or list it is read from; None for digits in whole arrays.
+        test_name: the name of its accuracy, where that is another.
     """
 
-    name, test_name, classes = "", "", None
+    def __init__(self, name, classes, parts, root=None, test_name=""):
+        self.name, self.classes, self.root, self.test_name = name, classes, root, test_name or name
+        self._parts = {role: functools.cache(read) for role, read in parts.items()}
 
-    def rename(self, name, test_name=None):
-        """Give the domain the names it has in a run; returns it."""
-        self.name, self.test_name = name, test_name or name
-        return self
+    def part(self, role):
+        """The Split or Listing of a role, read at the first call; None if there is none."""
+        return self._parts[role]() if role in self._parts else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What is known of a domain of files before it is opened.
+
+    Attributes:
+        config: for `holdout`, `target_split`, `list_root` and `list_classes`.
+        left_out: a `LeftOut`.
+        key: the configuration key that names its place, for messages.
+        name, test_name: see `Domain`.
+        target: whether it is a target, whose class folders may be empty.
+    """
+
+    config: object
+    left_out: object
+    key: str
+    name: str
+    target: bool = False
+    test_name: str = ""
+
+    def domain(self, path, classes, parts):
+        """The Domain in `path`."""
+        return Domain(self.name, classes, parts, path, self.test_name)
+
+    def transductive(self):
+        """Whether a target without a split is trained on, and tested, as a whole."""
+        return self.config.target_split == TRANSDUCTIVE
+
+    def announced(self, listing, path):
+        """The listing, after a line about it in the log."""
+        classes = f"{len(listing.classes)} classes" if listing.classes else "no labels"
+        what = "list" if os.path.isfile(path) else "image folder"
+        log.info("%s: %s %s, %s, %d images", self.name, what, shown(path), classes, len(listing.files))
+        return listing
 
 
 # Dividing
@@ -104,210 +147,149 @@ def thin_out(part, count, seed, name):
 # Whole arrays
 
 
-class ArrayDomain(Domain):
-    """Digits in whole arrays.
+def array_domain(name, load, divided, target_test=None):
+    """A Domain of digits in whole arrays.
 
     Args:
-        classes: names of the classes.
         load: function of "train" or "test" -> Split.
-        divide: function Split -> (training part, held-out part or None); must not look at labels of a target,
-            which are all 0 there.
+        divided: function Split -> (training part, held-out part or None); of a target all labels are 0.
         target_test: function () -> Split of what a target is tested on, where that is not the test split.
     """
 
-    def __init__(self, classes, load, divide, target_test=None):
-        self.classes, self._load, self._divide = classes, load, divide
-        self.target_test = target_test or self.test
+    @functools.cache
+    def parts(blind):
+        whole = load("train")
+        return divided(Split(whole.images, np.zeros_like(whole.labels)) if blind else whole)
 
-    @functools.cached_property
-    def _parts(self):
-        return self._divide(self._load("train"))
+    def test():
+        return load("test")
 
-    @functools.cached_property
-    def _target_parts(self):
-        whole = self._load("train")
-        return self._divide(Split(whole.images, np.zeros_like(whole.labels)))
-
-    def train(self):
-        return self._parts[0]
-
-    def held_out(self):
-        return self._parts[1]
-
-    def test(self):
-        return self._load("test")
-
-    def target_train(self):
-        return self._target_parts[0]
-
-    def target_held_out(self):
-        return self._target_parts[1]
+    roles = {
+        "train": lambda: parts(False)[0],
+        "held_out": lambda: parts(False)[1],
+        "test": test,
+        "target_train": lambda: parts(True)[0],
+        "target_held_out": lambda: parts(True)[1],
+        "target_test": target_test or test,
+    }
+    return Domain(name, DIGITS, roles)
 
 
 # Files
 
 
-class FileDomain(Domain):
-    """Image files without a split.
+def _undivided(path, classes, listing, opening):
+    """A Domain of files without a split.
 
     As a source, the share `holdout` of each class is held out and tested on. Which files these are follows
     from a hash of their names, so they are the same for every seed and on every disk. A target is trained on
     without labels and tested as a whole (`target_split: transductive`), or divided in the same way without a
     look at its classes (`target_split: holdout`).
-
-    Args:
-        root: the folder or list.
-        listing: function () -> Listing.
-        classes: names of the classes, or None.
-        config: for `holdout` and `target_split`.
     """
 
-    def __init__(self, root, listing, classes, config):
-        self.root, self.classes, self.config = Path(root), classes, config
-        self.listing, self._masks = listing, {}
+    @functools.cache
+    def whole():
+        return opening.announced(listing(), path)
 
-    @functools.cached_property
-    def _whole(self):
-        return self._announced(self.listing(), self.root)
+    @functools.cache
+    def mask(blind):
+        domain, names = os.path.basename(os.path.abspath(path)), whole().names()
+        digests = [hashlib.sha256(os.fsencode(f"{domain}/{name}")).digest() for name in names]
+        order = np.array(sorted(range(len(names)), key=digests.__getitem__), np.int64)
+        return held_out_mask(whole().labels * (not blind), opening.config.holdout, order)
 
-    def _announced(self, listing, root):
-        classes = f"{len(listing.classes)} classes" if listing.classes else "no labels"
-        kind = "list" if os.path.isfile(root) else "image folder"
-        log.info("%s: %s %s, %s, %d images", self.name, kind, shown(root), classes, len(listing.files))
-        return listing
+    def held():
+        return whole().take(mask(False))
 
-    def _choose(self, held, blind):
-        if blind not in self._masks:
-            domain, names = os.path.basename(os.path.abspath(self.root)), self._whole.names()
-            digests = [hashlib.sha256(os.fsencode(f"{domain}/{name}")).digest() for name in names]
-            order = np.array(sorted(range(len(names)), key=digests.__getitem__), np.int64)
-            labels = self._whole.labels * (not blind)
-            self._masks[blind] = held_out_mask(labels, self.config.holdout, order)
-        return self._whole.take(self._masks[blind] == held)
-
-    def train(self):
-        return self._choose(False, False)
-
-    def held_out(self):
-        return self._choose(True, False)
-
-    def test(self):
-        return self._choose(True, False)
-
-    def target_train(self):
-        return self._whole if self.config.target_split == TRANSDUCTIVE else self._choose(False, True)
-
-    def target_held_out(self):
-        return None
-
-    def target_test(self):
-        return self._whole if self.config.target_split == TRANSDUCTIVE else self._choose(True, True)
+    roles = {"train": lambda: whole().take(~mask(False)), "held_out": held, "test": held}
+    if opening.transductive():
+        roles |= {"target_train": whole, "target_test": whole}
+    else:
+        roles |= {
+            "target_train": lambda: whole().take(~mask(True)),
+            "target_test": lambda: whole().take(mask(True)),
+        }
+    return opening.domain(path, classes, roles)
 
 
-class SplitDomain(FileDomain):
-    """A folder with train/ and val/ or test/: trained on the one, tested on the other, nothing held out."""
+def _divided(path, parts, opening):
+    """A Domain in a folder with train/ and val/ or test/: nothing is held out. parts: see `find_parts`."""
+    names = {part: class_names(folder) for part, folder in parts.items()}
+    every = sorted(set().union(*(classes or () for classes in names.values())))
+    different = [name for name in every if not all(name in (classes or ()) for classes in names.values())]
+    if different and not opening.target:
+        raise UserError(
+            f"{shown(path)}: train/ and {parts['test'].name}/ must have the same class folders; only in one "
+            f"of them: {shortened([shown(name) for name in different], 3)}"
+        )
 
-    def __init__(self, root, parts, classes, config):
-        """parts: {"train" and "test": (folder, function () -> Listing)}; one of them may be missing."""
-        super().__init__(root, None, classes, config)
-        self.parts, self._listed = parts, {}
-
-    def _part(self, name):
-        if name not in self.parts:
-            wanted = "train/" if name == "train" else "val/ or test/"
-            found = subfolders(self.root)
+    @functools.cache
+    def read(part):
+        if part not in parts:
+            wanted, found = "train/" if part == "train" else "val/ or test/", subfolders(path)
             raise UserError(
-                f"{shown(self.root)} has no folder {wanted} (there are: {shortened(found, 5) or 'none'}); "
+                f"{opening.key}: {shown(path)} has no folder {wanted} (there are: {shortened(found, 5)}); "
                 "give the one that holds train/<class>/* and val/<class>/*"
             )
-        if name not in self._listed:
-            folder, listing = self.parts[name]
-            self._listed[name] = self._announced(listing(), folder)
-        return self._listed[name]
+        own = (
+            dataclasses.replace(opening, name=opening.test_name or opening.name)
+            if part == "test"
+            else opening
+        )
+        return own.announced(_lister(parts[part], names[part], opening)(), parts[part])
 
-    def train(self):
-        return self._part("train")
-
-    def held_out(self):
-        return None
-
-    def test(self):
-        return self._part("test")
-
-    target_train, target_test = train, test
+    roles = {role: functools.partial(read, role.removeprefix("target_")) for role in DIVIDED_ROLES}
+    return opening.domain(path, tuple(every) or None, roles)
 
 
-class KfoldDomain(FileDomain):
-    """A folder of a set with official lists, which say what is trained on, held out and tested.
+def kfold_domain(path, lists, opening):
+    """A Domain of a set with official lists, which say what is trained on, held out and tested.
 
     A target is trained on without labels, and tested, on the images of the list "test", in PACS all of them;
     with `target_split: holdout` on those of "train" and "crossval".
     """
+    classes = class_names(path)
+    whole = functools.cache(_lister(path, classes, opening))
+    parts = {"train": "train", "held_out": "crossval", "test": "crossval"}
+    if opening.transductive():
+        parts |= {"target_train": "test", "target_test": "test"}
+    else:
+        parts |= {"target_train": "train", "target_test": "crossval"}
 
-    def __init__(self, root, listing, classes, config, lists):
-        super().__init__(root, listing, classes, config)
-        self.lists = lists
+    def read(part):
+        return lists.read(os.path.basename(path), part, whole())
 
-    def _read(self, part):
-        return self.lists.read(self.root.name, part, self._whole)
-
-    def train(self):
-        return self._read("train")
-
-    def held_out(self):
-        return self._read("crossval")
-
-    test = held_out
-
-    def target_train(self):
-        return self._read("test" if self.config.target_split == TRANSDUCTIVE else "train")
-
-    def target_test(self):
-        return self._read("test" if self.config.target_split == TRANSDUCTIVE else "crossval")
+    return opening.domain(
+        path, classes, {role: functools.partial(read, part) for role, part in parts.items()}
+    )
 
 
-def open_files(path, key, config, left_out, target=False):
-    """The domain in a list file or image folder; see docs/data.md for the forms.
-
-    Args:
-        path: the file or folder. key: the configuration key that named it, for messages.
-        target: whether it is a target domain, whose class folders may be empty.
+def open_files(path, opening):
+    """The Domain in a list file or image folder; docs/data.md has the forms.
 
     Raises:
         UserError: nothing there that could be a domain.
     """
     if os.path.isfile(path):
-        listing = read_list(path, key, config.list_root, config.list_classes)
-        return FileDomain(path, lambda: listing, listing.classes, config)
+        listing = read_list(path, opening.key, opening.config.list_root, opening.config.list_classes)
+        return _undivided(path, listing.classes, lambda: listing, opening)
     if not path or not os.path.isdir(path):
         raise UserError(
-            f"{key}: {shown(path)!r} is no folder; give one with a subfolder for each class, one that holds "
-            "train/<class>/* and val/<class>/*, or a list of `path label`"
+            f"{opening.key}: {shown(path)!r} is no folder; give one with a subfolder for each class, one "
+            "that holds train/<class>/* and val/<class>/*, or a list of `path label`"
         )
     parts = find_parts(path)
-    if not parts:
-        classes = class_names(path)
-        return FileDomain(path, _lister(path, classes, left_out, target), classes, config)
-    names = {part: class_names(folder) for part, folder in parts.items()}
-    different = (
-        sorted(set(names.get("train") or ()) ^ set(names.get("test") or ())) if len(parts) == 2 else []
-    )
-    if different and not target:
-        raise UserError(
-            f"{shown(path)}: train/ and {parts['test'].name}/ must have the same class folders; only in one "
-            f"of them: {shortened([shown(name) for name in different], 3)}"
-        )
-    listings = {
-        part: (folder, _lister(folder, names[part], left_out, target)) for part, folder in parts.items()
-    }
-    every = sorted(set().union(*(classes or () for classes in names.values())))
-    return SplitDomain(path, listings, tuple(every) or None, config)
+    if parts:
+        return _divided(path, parts, opening)
+    classes = class_names(path)
+    return _undivided(path, classes, _lister(path, classes, opening), opening)
 
 
-def _lister(folder, classes, left_out, target):
+def _lister(folder, classes, opening):
+    """A function () -> Listing of a folder."""
     if classes is None:
-        return lambda: scan_flat(folder, left_out)
-    return lambda: scan(folder, left_out, empty_allowed=target)
+        return lambda: scan_flat(folder, opening.left_out)
+    return lambda: scan(folder, opening.left_out, empty_allowed=opening.target)
 
 
 def class_names(folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError, shortened
+from model_utils.paths import expanded
 
 log = logging.getLogger("run")
 
@@ -54,8 +55,8 @@ class LeftOut:
 
     def tell(self, reason, paths, where):
         """Note files and log one line about the new ones; with `strict` they are a UserError."""
-        line = f"{where}: {len(paths)} {reason}: {shortened([shown(path) for path in paths[:3]], 3)}"
-        line += f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        names = [*map(shown, paths[:3]), *paths[3:]]
+        line = f"{where}: {reason} ({len(paths)}): {shortened(names, 3)}"
         if self.strict:
             raise UserError(f"{line}; remove them, or leave out --strict")
         if self.add(reason, paths):
@@ -219,7 +220,7 @@ def find(words, left_out=None):
         UserError: a word stands for nothing.
     """
     left_out, found = left_out or LeftOut(), []
-    for word in words:
+    for word in (expanded(word, "image") for word in words):
         if os.path.isdir(word):
             files = below(word, left_out)
             if not files:

@@ -9,11 +9,11 @@ import numpy as np
 from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
 from src import data
-from src.data.domains import ArrayDomain, FileDomain, looks_like_images, open_files, split_validation
+from src.data.domains import Opening, array_domain, looks_like_images, open_files, split_validation
 from src.data.files import shown
 from src.data.keys import KEYS
 from src.data.sets import PACS_ROOT, open_set
-from src.data.split import DIGITS, Missing
+from src.data.split import Missing
 
 log = logging.getLogger("run")
 
@@ -61,44 +61,39 @@ class Form:
     """The domains of a run and what their form of data adds.
 
     Attributes:
+        key: the configuration key to name where something does not fit.
         sources, target: `Domain`s; target may be None.
         union: name of the joined sources and of their random streams.
         source_augment, target_augment: names of augmentations of digits in whole arrays.
         alike: whether every source must have all classes.
         complete: whether a source must have training images of all its classes.
-        key: the configuration key to name where classes do not match.
     """
 
-    sources: list
-    target: object
-    union: str
-    source_augment: str
-    target_augment: str
-    alike: bool
-    complete: bool
     key: str
+    sources: list
+    target: object = None
+    union: str = "source"
+    source_augment: str = "none"
+    target_augment: str = "none"
+    alike: bool = True
+    complete: bool = True
 
 
 def _pair(config, left_out):
     given = config.target_dataset_name or config.target_image_root
     source = _of_pair(config, "source", left_out)
     target = _of_pair(config, "target", left_out) if given else None
-    if isinstance(target, FileDomain) and isinstance(source, FileDomain) and _same(source.root, target.root):
+    roots = [os.path.realpath(domain.root) for domain in (source, target) if domain and domain.root]
+    if len(roots) == 2 and roots[0] == roots[1]:
         log.warning("warning: source and target are the same: %s", shown(source.root))
     return Form(
+        "source_image_root",
         [source],
         target,
-        "source",
-        config.source_augment,
-        config.target_augment,
-        True,
-        isinstance(source, FileDomain),
-        "source_image_root",
+        source_augment=config.source_augment,
+        target_augment=config.target_augment,
+        complete=source.root is not None,
     )
-
-
-def _same(one, other):
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _of_pair(config, side, left_out):
@@ -106,7 +101,7 @@ def _of_pair(config, side, left_out):
     found = {}
     if not name or name.lower() in FILES or not _is_digit_set(name, root, found):
         draw(None, name or "an image folder", config.protocol, config.seed)
-        return open_files(root, f"{side}_image_root", config, left_out, side == "target").rename(side)
+        return open_files(root, Opening(config, left_out, f"{side}_image_root", side, side == "target"))
 
     def load(split):
         try:
@@ -124,7 +119,7 @@ def _of_pair(config, side, left_out):
             draw(split, name, config.protocol, config.seed), config.validation_size, config.seed
         )
 
-    return ArrayDomain(DIGITS, load, parts).rename(side)
+    return array_domain(side, load, parts)
 
 
 def _is_digit_set(name, root, found):
@@ -145,20 +140,19 @@ def _is_digit_set(name, root, found):
 def _set(config, left_out, least_sources):
     domain_set, names = open_set(config, left_out, least_sources)
     return Form(
-        [domain_set.domain(name, target=False).rename(name) for name in names],
-        domain_set.domain(config.target_domain, target=True).rename(config.target_domain),
-        "source",
-        config.augment,
-        config.target_augment,
-        not config.num_classes,
-        not config.num_classes,
         "domains_image_root",
+        [domain_set.domain(name, target=False) for name in names],
+        domain_set.domain(config.target_domain, target=True),
+        source_augment=config.augment,
+        target_augment=config.target_augment,
+        alike=not config.num_classes,
+        complete=not config.num_classes,
     )
 
 
 def _folder(config, left_out):
-    domain = open_files(config.dataset_path, "dataset_path", config, left_out)
-    return Form([domain.rename("train", "val")], None, "train", "none", "none", True, True, "dataset_path")
+    opening = Opening(config, left_out, "dataset_path", "train", test_name="val")
+    return Form("dataset_path", [open_files(config.dataset_path, opening)], union="train")
 
 
 def rooted(config):

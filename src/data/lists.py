@@ -1,23 +1,32 @@
 """Text files that say which images there are: lists of `path label`, official split lists, class names."""
 
+import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
+from model_utils import paths
 from model_utils.errors import UserError, shortened
 from src.data.files import Listing, is_image, shown
 
+log = logging.getLogger("run")
+
 MAX_LIST_BYTES = 256 * 2**20
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MISSING = "listed images that are missing"
 
 
 def read_lines(path, key):
-    """[(number from 1, line)] of a UTF-8 text, without empty lines; UserError that begins with the key."""
+    """[(number from 1, line)] of a text, without empty lines; UserError that begins with the key.
+
+    The text is UTF-8, or UTF-16 with a byte-order mark, as editors of Windows write it.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_LIST_BYTES + 1)
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise UserError(
@@ -177,7 +186,7 @@ class KfoldLists:
             else:
                 missing.append(f"{domain}/{name}")
         if missing:
-            self.left_out.tell(MISSING, missing, f"{path}: {shown(listing.root.parent)} lacks")
+            self.left_out.tell(MISSING, missing, shown(path))
         if not chosen:
             raise UserError(f"{path}: lists no image that is there; replace it by the official list")
         return chosen
@@ -216,27 +225,47 @@ def shown_names(path, count, folders=None):
         folders: names of the class folders in the order of the logits, or None.
 
     Raises:
-        UserError: no such text; another number of names; some folders have no line; or names without folders
-            beside folders that are numbers and so are sorted otherwise than numbers are.
+        UserError: no such text; another number of names; a folder has no line, or two; or names without
+            folders beside folders that are numbered, and so are sorted otherwise than numbers are.
     """
-    lines = [line for _, line in read_lines(path, "class_names")]
-    keyed = dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) == 2)
-    missing = [name for name in folders or () if name not in keyed]
-    if folders and not missing:
-        return [keyed[name] for name in folders]
-    if folders and len(missing) <= len(folders) // 2:
+    lines = [line for _, line in read_lines(paths.expanded(path, "class_names"), "class_names")]
+    keyed = [tuple(parts) for parts in (line.split(None, 1) for line in lines) if len(parts) == 2]
+    if folders and set(folders) & {folder for folder, _ in keyed}:
+        return _by_folder(folders, keyed, path)
+    natural = sorted(folders or (), key=_natural)
+    if len(lines) == count and natural != list(folders or ()):
+        at = next(place for place, name in enumerate(natural) if name != folders[place])
         raise UserError(
-            f"class_names: {shown(path)} has lines `folder name`, but none for {shortened(missing, 3)}; add "
-            "them"
+            f"class_names: {shown(path)} has no folder names, and the class folders are in the order "
+            f"{shortened(list(folders[: at + 2]), at + 2)}, … of text, not of numbers: line "
+            f"{at + 1} would name "
+            f"folder {folders[at]}; write lines `folder name`"
         )
     if len(lines) != count:
         raise UserError(
             f"class_names: {shown(path)} has {len(lines)} names, but the model has {count} classes; give one "
             "name per line in the order of the classes"
         )
-    if folders and all(name.isdecimal() for name in folders) and list(folders) != sorted(folders, key=int):
-        raise UserError(
-            f"class_names: the class folders are numbers and sorted as text ({shortened(list(folders), 4)}), "
-            f"so line 3 of {shown(path)} would name folder {folders[2]}; give lines `folder name`"
-        )
     return lines
+
+
+def _by_folder(folders, keyed, path):
+    """The names of the folders out of (folder, name) pairs; UserError unless each has just one."""
+    names = {}
+    for folder, name in keyed:
+        if names.setdefault(folder, name) != name and folder in folders:
+            raise UserError(f"class_names: {shown(path)} names {folder} twice, {names[folder]} and {name}")
+    missing = [folder for folder in folders if folder not in names]
+    if missing:
+        raise UserError(
+            f"class_names: {shown(path)} has no name for {shortened(missing, 3)}; give a line "
+            "`folder name` for "
+            "every class"
+        )
+    log.info("class names: %s", shortened([f"{folder} = {names[folder]}" for folder in folders], 3))
+    return [names[folder] for folder in folders]
+
+
+def _natural(name):
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]

@@ -7,23 +7,19 @@ from pathlib import Path
 
 from model_utils.errors import UserError, shortened
 from src import data
-from src.data.domains import ArrayDomain, FileDomain, KfoldDomain, divide, open_files
+from src.data.domains import Opening, array_domain, class_names, divide, kfold_domain, open_files
 from src.data.files import shown, subfolders
 from src.data.lists import KfoldLists
 from src.data.rotated import Demo, RotatedMnist
-from src.data.split import DIGITS
 
 log = logging.getLogger("run")
 
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 PACS_ROOT = "data/pacs"
-DIGIT_SETS = ("mnist", "mnist_m", "usps")
 
 
 class MadeSet:
     """Digits that are made by RotatedMnist or Demo."""
-
-    classes = DIGITS
 
     def __init__(self, maker, config, left_out):
         self.maker, self.config = maker(config), config
@@ -31,8 +27,8 @@ class MadeSet:
 
     def domain(self, name, target):
         """One domain of the set."""
-        return ArrayDomain(
-            DIGITS,
+        return array_domain(
+            name,
             lambda split: self.maker.load(name, split),
             lambda split: divide(split, self.config.holdout),
             lambda: self.maker.target_test(name),
@@ -42,7 +38,7 @@ class MadeSet:
 class DigitSet:
     """MNIST, MNIST-M and USPS: trained on the training splits, tested on the test splits."""
 
-    names, classes = DIGIT_SETS, DIGITS
+    names = ("mnist", "mnist_m", "usps")
 
     def __init__(self, config, left_out):
         self.config = config
@@ -50,8 +46,8 @@ class DigitSet:
     def domain(self, name, target):
         """One domain of the set."""
         root = getattr(self.config, f"{name}_image_root")
-        return ArrayDomain(
-            DIGITS,
+        return array_domain(
+            name,
             lambda split: data.load(name, root, split, self.config.download),
             lambda split: divide(split, self.config.holdout),
         )
@@ -88,10 +84,10 @@ class FolderSet:
 
     def domain(self, name, target):
         """One domain of the set."""
-        domain = open_files(self.root / name, "domains_image_root", self.config, self.left_out, target)
-        if self.lists and type(domain) is FileDomain:
-            return KfoldDomain(self.root / name, domain.listing, domain.classes, self.config, self.lists)
-        return domain
+        opening = Opening(self.config, self.left_out, "domains_image_root", name, target)
+        if self.lists and class_names(self.root / name):
+            return kfold_domain(self.root / name, self.lists, opening)
+        return open_files(self.root / name, opening)
 
 
 class Pacs(FolderSet):

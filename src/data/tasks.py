@@ -110,7 +110,7 @@ class Task:
         """
         config, parts = self.config, {}
         for domain in self.form.sources:
-            part = self._numbered(domain.train(), domain)
+            part = self._numbered(domain.part("train"), domain)
             parts[domain.name] = thin_out(part, config.train_size_per_domain, config.seed, domain.name)
             if self.form.complete:
                 self._check_complete(parts[domain.name].labels, f"domain {domain.name} has no")
@@ -118,8 +118,9 @@ class Task:
             self._check_complete(np.concatenate([part.labels for part in parts.values()]), "no source has a")
         if joined:
             parts = {self.form.union: _joined(list(parts.values()))}
+        kind = self.form.source_augment
         return {
-            name: self._train_loader(name, part, True, preparation, self._plan(name, batch_size, key))
+            name: self._train_loader(part, preparation, self._plan(name, batch_size, key, kind))
             for name, part in parts.items()
         }
 
@@ -131,10 +132,9 @@ class Task:
                 "there is no target to adapt to: give target_image_root, or a set of domains with "
                 "target_domain"
             )
-        part = target.target_train()
-        part = part.without_labels()
-        plan = self._plan(target.name, batch_size, key)
-        return {"target": self._train_loader(target.name, part, False, preparation, plan)}
+        part = target.part("target_train").without_labels()
+        plan = self._plan(target.name, batch_size, key, self.form.target_augment)
+        return {"target": self._train_loader(part, preparation, plan)}
 
     def held_out(self, preparation, batch_size=None, target=True):
         """{name: TestLoader} of what is held out of training, "target" with labels -1; None if nothing is.
@@ -144,15 +144,16 @@ class Task:
         """
         loaders = {}
         for domain in self.form.sources:
-            part = domain.held_out()
+            part = domain.part("held_out")
             if part is not None and len(part.labels):
+                part = self._numbered(part, domain)
                 loaders[domain.name] = self._test_loader(
-                    f"{domain.name} held out", self._numbered(part, domain), preparation, batch_size, False
+                    domain.name, part, preparation, batch_size, "held out"
                 )
-        part = self.form.target.target_held_out() if target and self.form.target else None
+        part = self.form.target.part("target_held_out") if target and self.form.target else None
         if part is not None and len(part.labels):
             blind = part._replace(labels=np.full_like(part.labels, -1))
-            loaders["target"] = self._test_loader("target held out", blind, preparation, batch_size, False)
+            loaders["target"] = self._test_loader("target", blind, preparation, batch_size, "held out")
         return loaders or None
 
     def test(self, preparation, batch_size=None):
@@ -160,17 +161,16 @@ class Task:
 
         A domain without test images, and a target without labels, are not in it.
         """
-        parts = {domain.test_name: (domain, domain.test()) for domain in self.form.sources}
+        parts = {domain.test_name: (domain, domain.part("test")) for domain in self.form.sources}
         target = self.form.target
-        if target is not None and target.classes is not None:
-            parts[target.test_name] = target, target.target_test()
-        return {
-            name: self._test_loader(
-                f"{name} test", self._numbered(part, domain), preparation, batch_size, True
-            )
-            for name, (domain, part) in parts.items()
-            if len(part.labels) and not (isinstance(part, Listing) and part.classes is None)
-        }
+        if target is not None and target.classes:
+            parts[target.test_name] = target, target.part("target_test")
+        loaders = {}
+        for name, (domain, part) in parts.items():
+            if len(part.labels) and (isinstance(part, Split) or part.classes):
+                part = self._numbered(part, domain)
+                loaders[name] = self._test_loader(name, part, preparation, batch_size, "test")
+        return loaders
 
     def close(self):
         """Stop the threads that read."""
@@ -193,19 +193,22 @@ class Task:
                 "raise train_size_per_domain"
             )
 
-    def _plan(self, name, batch_size, key):
-        return Plan(name, batch_size, self.config.seed, self.device.rank, self.device.world, None, key)
+    def _plan(self, name, batch_size, key, kind):
+        """The Plan of a loader; kind: name of an augmentation."""
+        function = flip if kind == "flip" else augment.build(kind)
+        return Plan(name, batch_size, self.config.seed, self.device.rank, self.device.world, function, key)
 
-    def _train_loader(self, name, part, labelled, preparation, plan):
-        config, labels = self.config, part.labels
-        title = f"{name if labelled else 'target'} train"
-        if not isinstance(part, Listing):
-            splits = part.splits if isinstance(part, Joined) else [part]
-            arrays = Arrays(splits, preparation, config.digit_resize == "corners")
-            kind = self.form.source_augment if labelled else self.form.target_augment
-            function = flip if kind == "flip" else augment.build(kind)
-            self._opened[title] = len(arrays), None
-            return ArrayTrainLoader(arrays, labels, dataclasses.replace(plan, augment=function))
+    def _train_loader(self, part, preparation, plan):
+        if isinstance(part, Listing):
+            return self._file_train_loader(part, preparation, plan)
+        splits = part.splits if isinstance(part, Joined) else [part]
+        arrays = Arrays(splits, preparation, self.config.digit_resize == "corners")
+        self._open(plan.name, "train", len(arrays))
+        return ArrayTrainLoader(arrays, part.labels, plan)
+
+    def _file_train_loader(self, part, preparation, plan):
+        """Files are mirrored before they become numbers, and augmented as `augment` says."""
+        config = self.config
         mirrored = config.flip == "true" or config.augment == "flip"
         preparation = dataclasses.replace(
             preparation,
@@ -213,29 +216,32 @@ class Task:
             flip=mirrored or config.flip == "auto" and preparation.flip,
         )
         function = None if config.augment == "flip" else augment.build(config.augment)
-        reader = self._reader(part, labels)
-        self._opened[title] = len(part.files), reader
-        return FileTrainLoader(
-            reader, labels, dataclasses.replace(plan, augment=function), preparation, config.color_jitter
-        )
+        reader = self._open(plan.name, "train", len(part.files), part)
+        plan = dataclasses.replace(plan, augment=function)
+        return FileTrainLoader(reader, part.labels, plan, preparation, config.color_jitter)
 
-    def _test_loader(self, title, part, preparation, batch_size, shared):
+    def _test_loader(self, name, part, preparation, batch_size, role):
+        """role: "test", shared out over the ranks, or "held out"."""
         batch_size = batch_size or self.config.eval_batch_size
-        ranks = (self.device.rank, self.device.world) if shared else (0, 1)
+        ranks = (self.device.rank, self.device.world) if role == "test" else (0, 1)
         if isinstance(part, Split):
             arrays = Arrays([part], preparation, self.config.digit_resize == "corners")
-            self._opened[title] = len(arrays), None
+            self._open(name, role, len(arrays))
             loader = ArrayTestLoader(arrays, part.labels, batch_size, *ranks)
         else:
-            reader = self._reader(part, part.labels)
-            self._opened[title] = len(part.files), reader
+            reader = self._open(name, role, len(part.files), part)
             loader = FileTestLoader(reader, part.labels, batch_size, preparation, *ranks)
         loader.classes = self.classes
         return loader
 
-    def _reader(self, listing, labels):
-        keep = self.config.cache == "memory"
-        reader = Reader(listing.files, self._workers, keep=keep, left_out=self._left_out)
-        if labels is not None:
-            reader.group(labels, self.classes)
+    def _open(self, name, role, count, listing=None):
+        """Count the images of a loader; the Reader of a listing."""
+        title = name if self.form.key == "dataset_path" else f"{name} {role}"
+        reader = None
+        if listing is not None:
+            keep = self.config.cache == "memory"
+            reader = Reader(listing.files, self._workers, keep=keep, left_out=self._left_out)
+            if listing.labels is not None:
+                reader.group(listing.labels, self.classes)
+        self._opened[title] = count, reader
         return reader

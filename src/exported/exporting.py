@@ -15,6 +15,7 @@ from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from model_utils.optional import require
 from src.exported import onnx_file
+from src.exported._additions import written_out
 
 log = logging.getLogger("run")
 
@@ -140,7 +141,8 @@ def _write_air(network, images, path, batch_size):
 
 def _write_onnx(network, images, path, batch_size):
     onnx = require("onnx", "to write ONNX files")
-    _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
+    with written_out():
+        _mindspore_export(network, _trace_input(images, batch_size), path, "ONNX")
     model = onnx.load(str(path))
     _rename(model.graph, model.graph.input[0].name, "images")
     _rename(model.graph, model.graph.output[0].name, "logits")

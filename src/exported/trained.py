@@ -45,8 +45,47 @@ def load(settings, path):
     checkpoint.check_finite(values, path)
     network = networks.build(settings, networks.class_count(settings, values))
     parameters = {p.name: p for p in network.get_parameters()}
-    checkpoint.fill(parameters, values, "network", f"checkpoint {path}")
+    try:
+        checkpoint.fill(parameters, values, "network", f"checkpoint {path}")
+    except UserError as error:
+        if isinstance(meta, dict) and meta.get("config"):
+            raise
+        raise UserError(
+            f"{error}; the file does not say what it was trained with: add its configuration, such as "
+            "--config configs/hardnet85_imagenet.yaml"
+        ) from error
     return Trained(network, _names(meta, network.classes, path), str(path))
+
+
+# What DANN's published train.py wrote into its model_root.
+PUBLISHED_PARTS = {
+    "backbone_ckpt_file": "best_backbone_t.ckpt",
+    "classifier_ckpt_file": "best_class_classifier.ckpt",
+}
+
+
+def find(settings, method, key):
+    """The network that eval.py (key `ckpt_path`) or export.py (`ckpt_file`) is asked for.
+
+    In this order: the parts given in several files, the checkpoint given, the newest one of `output_dir`, and
+    the published files of parts in `output_dir`.
+
+    Raises:
+        UserError: there is none of them, or it can't be used.
+    """
+    loaded = load_parts(settings, method)
+    if loaded is not None:
+        return loaded
+    folder = Path(settings.output_dir)
+    if path := getattr(settings, key) or checkpoint.of_run(folder):
+        return load(settings, path)
+    parts = {name: str(folder / file) for name, file in PUBLISHED_PARTS.items() if name in settings.keys}
+    if parts and all(Path(path).is_file() for path in parts.values()):
+        return load_parts(settings.replace(**parts), method)
+    raise UserError(
+        f"{key}: there is no checkpoint in {folder} (output_dir); train first, or name a checkpoint or the "
+        f"output_dir of a run with --{key}"
+    )
 
 
 def load_parts(settings, method):

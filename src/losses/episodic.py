@@ -69,6 +69,9 @@ def semi_hard_triplet_loss(embeddings, labels, margin):
     another class. The mean of max(0, margin + d(anchor, positive) - d(anchor, negative)) over all such
     pairs, distances squared; 0 if there is no pair.
 
+    A batch of one class has no negative, hence no triplet: its loss is 0, and so is its gradient. (The
+    published code pulls its images together there, as if a negative were at distance 0.)
+
     embeddings (N, D), labels int32 (N,).
     """
     distances = squared_distances(embeddings)
@@ -77,13 +80,15 @@ def semi_hard_triplet_loss(embeddings, labels, margin):
     other = 1.0 - same
     negative = ops.stop_gradient(_negatives(distances, other))  # (N, N): column index for (anchor, positive)
     chosen = ops.gather_elements(distances, 1, negative)
-    pairs = same * (1.0 - ops.eye(rows, rows, ms.float32))
+    # An anchor without a negative: all images are of its class.
+    has_negative = ops.cast(ops.sum(other, 1, True) > 0, ms.float32)
+    pairs = same * (1.0 - ops.eye(rows, rows, ms.float32)) * has_negative
     losses = ops.relu(margin + distances - chosen) * pairs
     return ops.sum(losses) / ops.maximum(ops.sum(pairs), 1.0)
 
 
 def _negatives(distances, other):
-    """Index of the negative for each (anchor, positive), int32 (N, N)."""
+    """Index of the negative for each (anchor, positive), int32 (N, N); any, where there is none."""
     far = ops.max(distances)[0] + 1.0
     # [anchor, positive, candidate]
     candidates = ops.expand_dims(distances, 1)

@@ -22,15 +22,20 @@ class Discriminator(nn.Cell):
     def construct(self, logits):
         return self.fc3(self.relu(self.fc2(self.relu(self.fc1(logits)))))
 
-    def frozen(self, logits):
-        """The same values, in float32; gradients reach `logits` but none of this cell's parameters."""
-        x = ops.relu(_frozen_dense(logits, self.fc1.weight, self.fc1.bias))
-        x = ops.relu(_frozen_dense(x, self.fc2.weight, self.fc2.bias))
-        return _frozen_dense(x, self.fc3.weight, self.fc3.bias)
+
+def frozen(discriminator, logits):
+    """A Discriminator's domain logits of float32 class logits (N, K); no gradient reaches its parameters.
+
+    In float32 at every `amp_level`: a method of the cell would get its inputs in the cell's own precision,
+    and the parameters as they are.
+    """
+    x = ops.relu(_frozen_dense(logits, discriminator.fc1))
+    x = ops.relu(_frozen_dense(x, discriminator.fc2))
+    return _frozen_dense(x, discriminator.fc3)
 
 
-def _frozen_dense(inputs, weight, bias):
-    return ops.matmul(inputs, ops.stop_gradient(weight).T) + ops.stop_gradient(bias)
+def _frozen_dense(inputs, dense):
+    return ops.matmul(inputs, ops.stop_gradient(dense.weight).T) + ops.stop_gradient(dense.bias)
 
 
 class DiscriminatorLoss(nn.Cell):
@@ -51,7 +56,7 @@ class DiscriminatorLoss(nn.Cell):
 
 
 class WarmUpLoss(nn.Cell):
-    """The discriminator's loss of one source and one target batch, both networks at rest."""
+    """The discriminator's loss of one source and one target batch; no other weight gets a gradient."""
 
     def __init__(self, network, source_network, discriminator):
         super().__init__(auto_prefix=False)
@@ -121,9 +126,9 @@ class AdaptLoss(nn.Cell):
         half = labels.shape[0]
         logits = self._forward(source, target, strong)
         target_logits = logits[:half]
-        frozen = ops.cast(self.source_network(source), ms.float32)
-        discriminator_loss, domain_accuracy = self.discriminator_loss(frozen, target_logits, domains)
-        fooled = ops.cast(self.discriminator.frozen(target_logits), ms.float32)
+        source_logits = ops.cast(self.source_network(source), ms.float32)
+        discriminator_loss, domain_accuracy = self.discriminator_loss(source_logits, target_logits, domains)
+        fooled = frozen(self.discriminator, target_logits)
         mapping_loss = cross_entropy(fooled, domains[:half])
         class_loss = entropy = consistency = ops.zeros_like(mapping_loss)
         if self.use_class:

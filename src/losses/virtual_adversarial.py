@@ -31,14 +31,15 @@ def divergence(logits, wanted):
 
 
 class Smoothness(nn.Cell):
-    """KL(p(x) || p(x + r)): images, moves r (N, C, H, W) and the logits of x (N, K) -> scalar."""
+    """scale·KL(p(x) || p(x + r)): images, moves r (N, C, H, W), logits of x (N, K), scale -> scalar."""
 
     def __init__(self, network):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, images, moves, clean_logits):
-        return divergence(self.network(images + moves), ops.stop_gradient(clean_logits))
+    def construct(self, images, moves, clean_logits, scale):
+        logits = ops.cast(self.network(images + moves), ms.float32)
+        return scale * divergence(logits, ops.stop_gradient(clean_logits))
 
 
 class VirtualAdversary:
@@ -62,10 +63,10 @@ class VirtualAdversary:
         self.by_move = ms.grad(loss, 1)
         self.by_weight = ms.value_and_grad(loss, None, weights)
 
-    def loss_and_gradients(self, images, start, weight):
-        """(scalar, weight, gradients); `start` is standard normal noise of the images' shape."""
-        clean = ops.stop_gradient(self.network(images))
-        slope = self.by_move(images, self.probe * unit(start), clean)
+    def loss_and_gradients(self, scale, images, start, weight):
+        """(scalar, weight, gradients times scale); `start` is standard normal noise of the images' shape."""
+        clean = ops.stop_gradient(ops.cast(self.network(images), ms.float32))
+        slope = self.by_move(images, self.probe * unit(start), clean, scale)
         moves = ops.stop_gradient(self.radius * unit(slope))
-        cost, gradients = self.by_weight(images, moves, clean)
-        return cost, weight, gradients
+        cost, gradients = self.by_weight(images, moves, clean, scale)
+        return cost / scale, weight, gradients

@@ -39,6 +39,7 @@ def keys():
             "auto",
             "initial weights: auto takes those that ship with a dependency, none starts from random ones, "
             "FILE is a checkpoint or run folder, or the authors' file",
+            path=True,
         ),
         "num_classes": Key(0, "number of classes; 0: as many as the labelled data have", low=0),
         "bottleneck": Key(
@@ -88,6 +89,10 @@ class Family:
     prefixes = ("", "classifier.")
     head_draws_first = False
 
+    def knows(self, variant):
+        """Whether the family has this variant; UserError where it can say better than `find` why not."""
+        return variant in self.variants
+
     def preparation(self, variant, config):
         """The `Preparation` of its images, before the configuration's own size and crop."""
         raise NotImplementedError
@@ -111,6 +116,10 @@ class Family:
     def packaged(self, variant):
         """{name: array} of weights that ship with a dependency, class head included, or None if none do."""
         return None
+
+    def renamed(self, values, network):
+        """{name: array} of a checkpoint under our names, where the library it is from has others for them."""
+        return values
 
     def read_published(self, variant, path, network):
         """{name: array} out of a file of the authors' own format, a class head where it has one.
@@ -155,7 +164,7 @@ def find(name):
     begins = [module for module in modules() if name.startswith(module)]
     for module in sorted(begins, key=len, reverse=True):
         variant = name[len(module) :]
-        if variant in family(module).variants:
+        if family(module).knows(variant):
             return family(module), variant
     names = available()
     near = difflib.get_close_matches(name, names, n=1)

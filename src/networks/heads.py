@@ -56,10 +56,10 @@ class Classifier(nn.Cell):
 
     def __init__(self, backbone, neck, head, preparation, family):
         super().__init__(auto_prefix=False)
-        backbone.update_parameters_name(family.prefixes[0])
         # Their own names, not those of the attributes: a LinearHead's are `weight` and `bias`.
-        for parameter in head.get_parameters():
-            parameter.name = family.prefixes[1] + parameter.name
+        for part, prefix in zip((backbone, head), family.prefixes, strict=True):
+            for parameter in part.get_parameters():
+                parameter.name = prefix + parameter.name
         if neck is not None:
             neck.update_parameters_name("bottleneck.")
         self.backbone, self.neck, self.head = backbone, neck, head

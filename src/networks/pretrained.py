@@ -43,6 +43,7 @@ def load_initial(network, config, classes=None):
     path = Path(paths.expanded(wanted, "pretrained"))
     if path.suffix == ".ckpt" or path.is_dir():
         values, where, names = _of_checkpoint(path)
+        values = family.renamed(values, network)
         if not set(values) & {p.name for p in network.backbone.get_parameters()}:
             values = family.read_published(variant, path, network)
     else:

@@ -18,7 +18,7 @@ import os
 
 from src.ops import _library
 
-__all__ = ["accelerate", "plain", "prepare", "tune_plain"]
+__all__ = ["accelerate", "plain", "prepare", "strip", "tune_plain"]
 
 _log = logging.getLogger(__name__)
 _line = None
@@ -128,9 +128,12 @@ def _containers(network):
     return [cell for _, cell in network.cells_and_names() if type(cell) in kinds]
 
 
-@contextlib.contextmanager
-def plain(network):
-    """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
+def strip(network):
+    """Undo `accelerate`: the cells of `network` compute through MindSpore's own operators again.
+
+    Returns:
+        What puts the operators back when called, for `plain`.
+    """
     from mindspore import nn
 
     from src.ops import _conv, _pool, _response, _stage
@@ -141,10 +144,21 @@ def plain(network):
     containers = [(container, _stage.restore(container)) for container in _containers(network)]
     for cell, kind in cells:
         cell.__class__ = own[kind]
-    try:
-        yield network
-    finally:
+
+    def back():
         for container, fused in containers:
             object.__setattr__(container, "cell_list", fused)
         for cell, kind in cells:
             cell.__class__ = kind
+
+    return back
+
+
+@contextlib.contextmanager
+def plain(network):
+    """Within the block, `network` computes with MindSpore's own operators: for export, and for comparison."""
+    back = strip(network)
+    try:
+        yield network
+    finally:
+        back()

@@ -10,21 +10,22 @@ import difflib
 import warnings
 from pathlib import Path
 
+import model_utils
 from model_utils import checkpoint, config
 from model_utils.errors import UserError
-from model_utils.keys import ALIASES, COMMON
+from model_utils.key import Alias
+from model_utils.keys import COMMON
 from src import networks
 from src.data import keys as data_keys
+from src.setup import earlier_names
 from src.train_cells import find_method, method_names
-from src.training import trainer
-
-SHARED_ALIASES = {"class_num": "num_classes", "pre_ckpt_path": "pretrained", "bvlc_path": "pretrained"}
+from src.training import keys as training_keys
 
 
 def schema(method, network=None):
     """{name: Key} of a method, with its own defaults, on a network (the method's own, if not given)."""
     chosen = find_method(method)
-    shared = {**data_keys.keys(), **networks.keys(), **trainer.keys()}
+    shared = {**data_keys.keys(), **networks.keys(), **training_keys.keys()}
     defaults = {name: value for name, value in chosen.DEFAULTS.items() if name in shared}
     shared |= {name: dataclasses.replace(shared[name], default=value) for name, value in defaults.items()}
     family, _ = networks.find(network or chosen.DEFAULTS["network"])
@@ -33,7 +34,7 @@ def schema(method, network=None):
 
 def aliases(method):
     """{published name: key it stands for, or an Alias}: those of every experiment, and a method's own."""
-    return {**ALIASES, **SHARED_ALIASES, **find_method(method).ALIASES}
+    return earlier_names.aliases(method, find_method(method).ALIASES)
 
 
 def load(argv, program="train.py", checkpoint_key=None, stored=None):
@@ -43,16 +44,19 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         argv: the command line without the program's name, e.g. `sys.argv[1:]`.
         program: shown by --help.
         checkpoint_key: the key that names a checkpoint to evaluate or export; the recipe stored in it
-            then takes the place of config.yaml's.
+            then takes the place of config.yaml's. If it is not given, the one of output_dir counts.
         stored: such a recipe, {key: value}, where it comes from elsewhere.
 
     Returns:
-        Config, or None after --help was printed.
+        Config, or None after --help or --version was printed.
 
     Raises:
         UserError: unknown key, wrong type, value out of range, unreadable file.
     """
     given = config.read_arguments(argv)
+    if given.pop("version", False):
+        print(model_utils.named_version())
+        return None
     show_help = given.pop("help", False)
     overlay_path = given.pop("config", None)
     base_path = config.ROOT / "config.yaml"
@@ -60,15 +64,15 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
     if overlay_path is True or overlay_path == "":
         raise UserError("--config needs a file, e.g. --config configs/demo.yaml")
     overlay = config.read_yaml(overlay_path) if overlay_path else {}
-    stored = _stored(given, overlay, checkpoint_key) if stored is None else stored
-    method = str(
-        next((part["method"] for part in (given, overlay, stored) if "method" in part), base["method"])
-    )
-    names = aliases(method)
+    stored = _stored(given, overlay, base, checkpoint_key) if stored is None else stored
+    chosen = [part["method"] for part in (given, overlay, stored) if "method" in part]
+    if not chosen:
+        earlier_names.check_owner(given, base["method"])
+    method = str(chosen[0] if chosen else base["method"])
+    places = ("stored with the checkpoint", str(overlay_path), "command line")
     layers = [
-        (_own_names(stored, names, "stored with the checkpoint"), "stored with the checkpoint"),
-        (_own_names(overlay, names, str(overlay_path)), str(overlay_path)),
-        (_own_names(given, names, "command line"), "command line"),
+        (_own_names(layer, method, where, program), where)
+        for layer, where in zip((stored, overlay, given), places, strict=True)
     ]
     network = str(
         next(
@@ -99,12 +103,54 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
     return settings
 
 
-def _stored(given, overlay, checkpoint_key):
-    """The recipe stored with the checkpoint given to eval.py or export.py: nobody has to repeat it."""
-    path = given.get(checkpoint_key) or overlay.get(checkpoint_key) if checkpoint_key else None
+def known_names(given):
+    """Every name that a command line may have, aliases included, for the method and network that it chooses.
+
+    given: {name: value} of the command line, as `config.read_arguments` reads it.
+    """
+    overlay = config.read_yaml(given["config"]) if isinstance(given.get("config"), str) else {}
+    base = config.read_yaml(config.ROOT / "config.yaml")
+    method = str(next(part["method"] for part in (given, overlay, base) if "method" in part))
+    network = next((part["network"] for part in (given, overlay) if "network" in part), None)
+    own = find_method(method).ALIASES
+    return {*schema(method, network), *aliases(method), *earlier_names.gone(method, own)}
+
+
+def _output_dir(given, overlay, base):
+    """The output_dir of a command, under whichever of its names it was given."""
+    for layer in (given, overlay, base):
+        for name, alias in (("output_dir", "output_dir"), *earlier_names.COMMON.items()):
+            if not isinstance(layer.get(name), str) or not layer[name]:
+                continue
+            if alias == "output_dir":
+                return layer[name]
+            if isinstance(alias, Alias) and alias.key == "output_dir":
+                return alias.convert(name, layer[name], "command line")
+    return COMMON["output_dir"].default
+
+
+def _stored(given, overlay, base, checkpoint_key):
+    """The recipe stored with the checkpoint that eval.py or export.py uses: nobody has to repeat it.
+
+    That is the checkpoint given, else the newest one of output_dir, unless the parts of a network are given
+    in files of their own (keys `…_ckpt_file`).
+    """
+    if not checkpoint_key:
+        return {}
+    path = given.get(checkpoint_key) or overlay.get(checkpoint_key)
+    parts = any(name.endswith("_ckpt_file") for name in (*given, *overlay))
+    if not path and not parts:
+        folder = COMMON["output_dir"].parse("output_dir", _output_dir(given, overlay, base), "configuration")
+        path = checkpoint.of_run(folder)
+        return _recipe(given, overlay, checkpoint_key, str(path)) if path else {}
     if not path or not isinstance(path, str):
         return {}
-    path = COMMON[checkpoint_key].parse(checkpoint_key, path, "command line")
+    return _recipe(
+        given, overlay, checkpoint_key, COMMON[checkpoint_key].parse(checkpoint_key, path, "command line")
+    )
+
+
+def _recipe(given, overlay, checkpoint_key, path):
     stored = checkpoint.stored_config(path)
     asked = given.get("method") or overlay.get("method")
     if stored and asked and asked != stored["method"]:
@@ -113,10 +159,14 @@ def _stored(given, overlay, checkpoint_key):
     return {name: value for name, value in stored.items() if name in kept or name not in COMMON}
 
 
-def _own_names(layer, names, where):
+def _own_names(layer, method, where, program):
     """`layer` with published names and their values replaced by the keys and values they stand for."""
-    own = {}
+    own, names = {}, aliases(method)
+    gone = earlier_names.gone(method, find_method(method).ALIASES)
     for name, value in layer.items():
+        if name in gone:
+            gone[name].check(name, value, where, program)
+            continue
         alias = names.get(name, name)
         key = alias if isinstance(alias, str) else alias.key
         if key in own or (key != name and key in layer):
@@ -151,13 +201,19 @@ def _parse_layer(layer, keys, where, method):
     return values
 
 
+def _method_of(name, method):
+    """Another method than `method` that has the key `name`, or None; a published one before its relatives."""
+    others = [other for other in (*earlier_names.RECIPES, *method_names()) if other != method]
+    has = (o for o in others if name in find_method(o).KEYS or name in find_method(o).ALIASES)
+    return next(has, None) or earlier_names.method_of(name)
+
+
 def _unknown(name, keys, where, method):
     """A UserError that names the nearest known key, or the method or network that has this one."""
-    for other in method_names():
-        if other != method and (name in find_method(other).KEYS or name in find_method(other).ALIASES):
-            return UserError(
-                f"unknown key {name} ({where}): it belongs to method {other}; add --method {other}"
-            )
+    if other := _method_of(name, method):
+        return UserError(
+            f"unknown key {name} ({where}): it belongs to method {other}; {earlier_names.advice(other)}"
+        )
     if module := _network_of(name):
         return UserError(
             f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
@@ -181,5 +237,6 @@ def print_help(settings, program):
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
         shown = str(shown).lower() if isinstance(value, bool) else shown
         also = [alias for alias, own in names.items() if name == (own if isinstance(own, str) else own.key)]
+        also = [alias for alias in also if alias != name]
         also = "".join(f" (or --{alias})" for alias in also)
         print(f"  --{name} {shown}{also}\n        {key.help} [{key.allowed()}]")

@@ -111,6 +111,7 @@ class Method(trainer.Trainer):
         config, network = self.config, self.trained
         if config.source_ckpt_file and not config.resume:
             checkpoint.load_network(self.network, config.source_ckpt_file)
+            copy_weights(self.network, self.trained)
         frozen = self.add_part("source_network", networks.build(config, len(self.task.classes)))
         for weight in frozen.get_parameters():
             weight.requires_grad = False
@@ -144,6 +145,7 @@ class Method(trainer.Trainer):
         first = next((later for later in self.phases[1:] if later.steps), None)
         if phase is first and phase.step == 0:
             copy_weights(self.network, self.parts["source_network"])
+            copy_weights(self.network, self.trained)  # with ema_decay a network of its own
             log.info("source network copied and frozen; test accuracies up to here are of source only")
 
     def train_step(self, phase, batch):

@@ -24,8 +24,7 @@ from src.losses.consistency import KINDS, ClassThresholds
 from src.losses.self_training import StudentLoss
 from src.losses.virtual_adversarial import VirtualAdversary
 from src.networks.heads import DomainHead
-from src.ops import accelerate
-from src.training import precision, trainer
+from src.training import trainer
 from src.training.averaging import Average, Trainable
 from src.training.optim import set_learning_rate
 from src.training.schedules import reversal_strength
@@ -176,12 +175,10 @@ class Method(trainer.Trainer):
     def _prepare_refinement(self):
         config = self.config
         student = networks.build(config, len(self.task.classes), dropout=config.refine_dropout)
-        accelerate(student)
-        student.prefix_names("student.")
         if config.freeze_backbone:
             for parameter in student.backbone.get_parameters():
                 parameter.requires_grad = False
-        self.parts["student"] = self.student = student
+        self.student = self.add_part("student", student)
         self.strong = augment.build(config.strong_augment)
         thresholds = None
         if config.pseudo_portion > 0:
@@ -194,9 +191,8 @@ class Method(trainer.Trainer):
         optimizer = self.new_optimizer(
             "student", ms.ParameterTuple(student.trainable_params()), config.lr_refine
         )
-        lowered = precision.lower(student, config.amp_level)
         loss = StudentLoss(
-            lowered,
+            student,
             self.network,
             config.pseudo_weight,
             config.pseudo_kind,
@@ -211,9 +207,11 @@ class Method(trainer.Trainer):
             ops.assign(after, before)
 
     def begin_phase(self, phase):
-        """The student starts as the network that adversarial training has left."""
+        """The student starts as the network that adversarial training has left; that is the teacher."""
         if phase.name == "refine":
             self.freeze_statistics(self.student)
+            self.freeze_statistics(self.network)
+            self.averages.clear()  # from here on `network` follows the student, not `trained`
             if phase.step == 0:
                 self._copy(self.network, self.student)
 

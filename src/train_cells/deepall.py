@@ -18,6 +18,7 @@ class Method(supervised.Method):
     DEFAULTS = {
         "network": "alexnet",
         "domain_set": "pacs",
+        "cache": "memory",
         "optimizer": "adam",
         "weight_decay": 0.0,
     }

@@ -66,6 +66,7 @@ class Method(trainer.Trainer):
     DEFAULTS = {
         "network": "alexnet",
         "domain_set": "pacs",
+        "cache": "memory",
         "weight_decay": 0.0,
     }
     KEYS = {

@@ -31,7 +31,7 @@ def one_cycle(step, steps, warm=0.3, start=1 / 25, end=1e-4):
 
 
 def schedule(name, step, steps):
-    """Factor of the learning rate at `step` (0-based) of `steps`; name: one of RATE_MODES, cosine ends at 0."""
+    """Factor of the learning rate at `step` (0-based) of `steps`; name: one of RATE_MODES."""
     if name == ONE_CYCLE:
         return one_cycle(step, steps)
     return 0.5 * (1.0 + math.cos(math.pi * step / max(1, steps))) if name == "cosine" else 1.0

@@ -38,8 +38,8 @@ class Update:
         optimizers: {name: optimizer, or None for a part with nothing to train}; the gradient is taken with
             respect to their parameters, in this order.
         added: None, or an object with `inputs`, how many of the last inputs are its own, and a method
-            `loss_and_gradients(*its inputs) -> (scalar, weight, gradients of the first parameters)`. Its
-            scalar joins the others, and weight times its gradients are added.
+            `loss_and_gradients(scale, *its inputs) -> (scalar, weight, gradients of the first parameters
+            times scale)`. Its scalar joins the others, and weight times its gradients are added.
     """
 
     def __init__(self, trainer, loss, optimizers, added=None):
@@ -97,9 +97,9 @@ class Update:
             return total, scalars, gradients
         own = self.added.inputs
         (_, total, scalars), gradients = self.gradient(scale, *inputs[:-own])
-        cost, weight, more = self.added.loss_and_gradients(*inputs[-own:])
+        cost, weight, more = self.added.loss_and_gradients(scale, *inputs[-own:])
         count = len(more)
-        changed = add_scaled(gradients[:count], weight * scale if self.scaled else weight, more)
+        changed = add_scaled(gradients[:count], weight, more)
         return total + weight * cost, (*scalars, cost), (*changed, *gradients[count:])
 
     def _whole_update(self, scale, *inputs):
