@@ -21,7 +21,7 @@ COMPARED_LARGE, LARGE = 16, 100 * 100  # of images with more pixels than that
 def comparison(settings, place, loaded, method):
     """(real images float32 (N, C, S, S) to compare on, what they are in words, class names or None).
 
-    The images are of the test data; where these are not at hand, photographs that come with scikit-image
+    The images are of the test data; where these are not there, photographs that come with scikit-image
     serve: weights can then be exported without the data they were trained on.
 
     Raises:

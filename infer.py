@@ -101,8 +101,10 @@ def show_images(model, options):
 
 def as_text(path, best, names):
     """A few lines for a person."""
-    lines = [f"  {share:7.2%}  {names[index] if names else f'class {index}'}" for index, share in best]
-    return "\n".join([str(path), *lines])
+    from src.data.files import shown
+
+    lines = [f"  {share:7.2%}  {shown(names[index]) if names else f'class {index}'}" for index, share in best]
+    return "\n".join([shown(path), *lines])
 
 
 def as_json(path, best, names):
@@ -185,10 +187,11 @@ def names_for(model, folder, count, names_file):
 
 def write_result(results, folder, index, logits, names, top):
     """The result file of one image."""
+    from src.data.files import shown
     from src.exported import inference
 
     shares = inference.probabilities(logits)
-    lines = [f"{names[i]} {shares[i]:.6f}" for i in inference.ranking(logits, top)]
+    lines = [f"{shown(names[i])} {shares[i]:.6f}" for i in inference.ranking(logits, top)]
     path = results / os.path.relpath(folder.files[index], folder.root)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(path.name + ".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -25,8 +25,10 @@ def arrays(seed=0):
 
 def our_step(extra=()):
     """A function that makes one adversarial update of ours."""
-    from model_utils import config
+    from src import data
     from src.data.split import Split
+    from src.data.tasks import open_task
+    from src.setup import settings as experiment
     from src.setup.place import set_up
     from src.train_cells import adda
 
@@ -40,14 +42,15 @@ def our_step(extra=()):
         "--validation_size",
         "0",
     ]
-    settings = config.load([*fixed, "--protocol", "full", *extra])
+    settings = experiment.load([*fixed, "--protocol", "full", *extra])
     place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
     split = Split(np.zeros((BATCH, 28, 28), np.uint8), np.zeros(BATCH, np.int32))
-    adda.pairs.data.load = lambda *_, **__: split
-    cell = adda.build(settings, place)
-    adda.copy_weights(cell.network, cell.source_network)
+    data.load = lambda *_, **__: split
+    cell = adda.Method(settings, place, open_task(settings, place))
     phase = cell.phases[-1]
+    cell.start_phase(phase)
+    adda.copy_weights(cell.network, cell.parts["source_network"])
     source, labels, target = arrays()
     batch = {"source": (source, labels), "target": (target, None)}
 

@@ -16,23 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import positive, report
-from benchmarks.hardnet_step import load, timed
+from benchmarks.hardnet_step import hardnet, load
+from benchmarks.measure import timed
 from model_utils import cli
 from model_utils.errors import UserError
 
 VARIANTS = ("39ds", "68ds", "68", "85")
-WARM_UP = 2
+CLASSES, WARM_UP = 1000, 2
 TOLERANCE = 1e-4  # of the logits, relative to the largest
 
 
-def our_network(variant):
+def our_network(variant, size):
     """A HarDNet in evaluation mode whose batch normalisations do something."""
     import mindspore as ms
 
-    from src.networks.hardnet import hardnet
-
     ms.set_seed(0)
-    network, rng = hardnet(variant).set_train(False), np.random.default_rng(0)
+    network, rng = hardnet(variant, size, CLASSES).set_train(False), np.random.default_rng(0)
     ranges = {"gamma": (0.8, 1.2), "beta": (-0.3, 0.3)}
     ranges |= {"moving_mean": (-0.3, 0.3), "moving_variance": (0.3, 0.6)}
     for parameter in network.get_parameters():
@@ -70,7 +69,7 @@ def torch_side(network, options):
     from benchmarks.torch_hardnet import TorchHarDNet
 
     torch.set_num_threads(options.threads)
-    model = TorchHarDNet(network.variant, network.class_num).eval()
+    model = TorchHarDNet(network.backbone.variant, network.classes).eval()
     load(model, network)
 
     def run(images):
@@ -126,7 +125,7 @@ def main():
     )
     for variant in options.variants:
         print(f"HarDNet-{variant}")
-        network = our_network(variant)
+        network = our_network(variant, options.size)
         ours, theirs = onnx_side(network, options), torch_side(network, options)
         for batch in options.batches:
             own, other = measured(ours, theirs, batch, options)

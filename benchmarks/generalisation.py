@@ -24,7 +24,11 @@ from benchmarks import report
 from model_utils import cli, config
 from model_utils.config import ROOT
 from model_utils.errors import UserError
-from src.data import domains
+from src.data.files import LeftOut
+from src.data.sets import SETS, open_set
+from src.data.tasks import rooted
+from src.setup import settings as experiment
+from src.train_cells import find_method
 
 METHODS = ("masf", "deepall")
 RESUME = " --resume=true"
@@ -36,7 +40,7 @@ def settings_of(method, name, keys):
     if not path.is_file():
         found = sorted(file.stem.split("_", 1)[1] for file in path.parent.glob(f"{method}_*.yaml"))
         raise UserError(f"{name}: there is no {path.relative_to(ROOT)}; sets: {', '.join(found)}")
-    return config.load([f"--config={path}", *keys])
+    return experiment.load([f"--config={path}", *keys])
 
 
 class Stopped(Exception):
@@ -143,9 +147,10 @@ def parse(argv):
 def main():
     arguments, keys = parse(sys.argv[1:])
     resolved = [settings_of(method, arguments.set, keys) for method in arguments.methods]
-    targets = arguments.targets or domains.SETS[resolved[0].domain_set](resolved[0]).names
+    first, left_out = rooted(resolved[0]), LeftOut(False)
+    targets = arguments.targets or SETS[first.domain_set](first, left_out).names
     for target in targets:
-        domains.source_domains(resolved[0].replace(target_domain=target))
+        open_set(first.replace(target_domain=target), left_out, find_method(first.method).LEAST_SOURCES)
     accuracies = {}
     for seed in arguments.seeds:
         for target in targets:

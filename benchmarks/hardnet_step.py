@@ -30,18 +30,26 @@ def arrays(options, seed=0):
     return images, rng.integers(0, CLASSES, options.batch).astype(np.int32)
 
 
+def hardnet(variant, size, classes):
+    """The untrained network of a variant, for images of `size` x `size`."""
+    from src import networks
+    from src.setup import settings
+
+    given = ["--method=hardnet", f"--variant={variant}", f"--image_size={size}"]
+    return networks.build(settings.load(given), classes)
+
+
 def our_side(options):
     """(network, function that makes one step of ours and returns its loss)."""
     import mindspore as ms
 
     from benchmarks.cells import ClassifierStep, Evaluation
     from src import ops
-    from src.networks.hardnet import hardnet
 
     ms.set_device("CPU")
     print(ops.prepare(), file=sys.stderr)
     ms.set_seed(0)
-    network = hardnet(options.variant, CLASSES)
+    network = hardnet(options.variant, options.size, CLASSES)
     network.set_train(not options.inference)
     ops.accelerate(network)
     images, labels = map(ms.Tensor, arrays(options))
@@ -92,7 +100,7 @@ def load(model, network):
     values = {}
     for parameter in network.get_parameters():
         stem, kind = parameter.name.rsplit(".", 1)
-        stem = f"base.{len(network.base)}.3" if stem == "classifier" else stem
+        stem = f"base.{len(network.backbone.base)}.3" if stem == "classifier" else stem
         values[f"{stem}.{NORM.get(kind, kind)}"] = torch.from_numpy(parameter.asnumpy().copy())
     missing, extra = model.load_state_dict(values, strict=False)
     assert not extra and all(name.endswith("num_batches_tracked") for name in missing), (missing, extra)

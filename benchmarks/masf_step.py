@@ -11,59 +11,72 @@ import json
 import os
 import statistics
 import sys
+import types
 
 import numpy as np
 
 from benchmarks import positive, report
 from benchmarks.measure import Other, resident, timed
-from model_utils import cli, config
+from model_utils import cli
+from model_utils.config import ROOT
+from model_utils.errors import UserError
 
 DEFAULT = "configs/masf_rotated_mnist.yaml"
 ORDERS = ("first", "second")
 WARM_UP = 3
+SETS = {  # source domains and classes of each set
+    "rotated_mnist": (5, 10),
+    "digits": (2, 10),
+    "demo": (3, 10),
+    "pacs": (3, 7),
+}
 
 
 def resolve(words, order):
-    """The configuration of a run on random images."""
+    """The configuration of a run on random images, from random weights."""
+    from src.setup import settings as experiment
+
     given = any(word.startswith("--config") for word in words)
-    chosen = [] if given else ["--config", str(config.ROOT / DEFAULT)]
-    return config.load([*chosen, *words, "--device_target=CPU", f"--meta_order={order}", "--holdout=0"])
+    chosen = [] if given else ["--config", str(ROOT / DEFAULT)]
+    fixed = ["--device_target=CPU", f"--meta_order={order}", "--holdout=0", "--pretrained=none"]
+    settings = experiment.load([*chosen, *words, *fixed])
+    if settings.domain_set not in SETS:
+        raise UserError(f"domain_set: {settings.domain_set!r} is not timed; give one of {', '.join(SETS)}")
+    return settings
 
 
-def batches(settings, names, seed=0):
-    """{domain: (images (B, 3, S, S) in [0, 1], labels (B,))} for `names`."""
-    from src.data import domains
+def batches(settings, seed=0):
+    """{domain: (images (B, 3, S, S) in [0, 1], labels (B,))} of the source domains."""
+    from src import networks
 
-    rng = np.random.default_rng(seed)
-    count, size, classes = (
-        settings.meta_batch_size,
-        domains.image_size(settings),
-        domains.class_count(settings),
-    )
+    rng, (domains, classes) = np.random.default_rng(seed), SETS[settings.domain_set]
+    count, size = settings.meta_batch_size, networks.preparation(settings).size
     return {
         name: (
             rng.random((count, 3, size, size), dtype=np.float32),
             rng.integers(0, classes, count).astype(np.int32),
         )
-        for name in names
+        for name in map(str, range(domains))
     }
 
 
 def our_step(settings):
     """A function that plays one episode of ours."""
-    from src.data import domains
     from src.setup.place import set_up
-    from src.train_cells import masf
+    from src.train_cells import find_method
 
     place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
-    names = domains.source_domains(settings)
-    # Random images stand in for the domains' files.
-    domains.build_loaders = lambda *_: dict.fromkeys(names)
-    domains.held_out = lambda *_: None
-    cell = masf.build(settings, place)
-    cell.start_phase(cell.phases[0])
-    batch, phase = batches(settings, names), cell.phases[0]
+    batch = batches(settings)
+    # Random images stand in for the domains' files: all that the method asks its data for.
+    task = types.SimpleNamespace(
+        classes=tuple(map(str, range(SETS[settings.domain_set][1]))),
+        labelled=lambda *_, **__: dict.fromkeys(batch),
+        held_out=lambda *_, **__: None,
+    )
+    cell = find_method("masf")(settings, place, task)
+    phase = cell.phases[0]
+    cell.start_phase(phase)
 
     def step():
         phase.step = (phase.step + 1) % phase.steps
@@ -77,11 +90,11 @@ def torch_step(settings):
     import torch
 
     from benchmarks.torch_masf import TorchStep
-    from src.data import domains
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    update = TorchStep(settings, second=settings.meta_order == "second")
-    arrays = batches(settings, domains.source_domains(settings)).values()
+    classes = SETS[settings.domain_set][1]
+    update = TorchStep(settings, second=settings.meta_order == "second", classes=classes)
+    arrays = batches(settings).values()
     groups = [(torch.from_numpy(images), torch.from_numpy(labels).long()) for images, labels in arrays]
     kept = 1 - settings.dropout
 

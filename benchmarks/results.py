@@ -6,6 +6,7 @@
 and, from metrics.jsonl, the test accuracy over time. `--check` writes nothing and fails if the page is not
 what the results give. The experiments, their commands and the published figures beside them stand in
 benchmarks/experiments.yaml; an experiment without a result is shown as "not run".
+Published figures that nothing of ours stands beside are in benchmarks/published.yaml.
 
 Accuracy is that of the last checkpoint; "oracle" is the best at any evaluation, chosen by test labels.
 Deviations are those of the sample (n - 1).
@@ -32,10 +33,12 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments.yaml"
 INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.results` from the runs kept in `benchmarks/results`; not by hand. Mean ±
-standard deviation of the sample over seeds. Results are those of the **last checkpoint**; "oracle" is the
-best at any evaluation, chosen by test labels, and no result. "Before the last phase" is source-only training
-where a recipe has such a phase. Times are from the start of the process to result.json, the median over
-seeds, and include every evaluation."""
+standard deviation of the sample over three seeds or more; of fewer seeds, each value. Results are those of
+the **last checkpoint**. "Oracle" is the best value at any evaluation. It is chosen by test labels and shown
+for reference only. "Before the last phase" is source-only training where a recipe has such a phase. Times are
+from the start of the process to result.json, the median over seeds, and include every evaluation."""
+PUBLISHED = ROOT / "benchmarks" / "published.yaml"
+FEWEST_FOR_SPREAD = 3
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
 TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
 
@@ -93,6 +96,13 @@ def percent(values):
     return f"{spread([100 * value for value in values])} %"
 
 
+def of_seeds(values):
+    """Accuracies in [0, 1] of a row: mean and deviation of three seeds or more, each value of fewer."""
+    if len(values) >= FEWEST_FOR_SPREAD:
+        return percent(values)
+    return ", ".join(f"{percent([value])}" for value in values)
+
+
 def source_only(result):
     """{domain: accuracy} at the end of the phase before the last one, or None if there is but one phase."""
     if "source_only" in result:
@@ -109,12 +119,12 @@ def _row(entry, target, results):
     else:
         main = target or entry.get("domain", "target")
         others = [domain for domain in results[0]["accuracy"] if domain != main]
-        rest = ", ".join(f"{d} {percent([r['accuracy'][d] for r in results])}" for d in others)
+        rest = ", ".join(f"{d} {of_seeds([r['accuracy'][d] for r in results])}" for d in others)
         before = [source_only(result) for result in results]
         cells = [
-            f"**{percent([r['accuracy'][main] for r in results])}**",
-            percent([r["oracle_accuracy"][main] for r in results]),
-            percent([b[main] for b in before]) if all(before) else "",
+            f"**{of_seeds([r['accuracy'][main] for r in results])}**",
+            of_seeds([r["oracle_accuracy"][main] for r in results]),
+            of_seeds([b[main] for b in before]) if all(before) else "",
             rest,
             ", ".join(str(r["seed"]) for r in results),
             f"{results[0]['steps']:,}",
@@ -229,6 +239,16 @@ def _times_table(kept):
     )
 
 
+def _published_table():
+    """Figures of the published documents, beside nothing of ours."""
+    content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    lines = ["| model | measured | published |", "|---|---|---|"]
+    for model, rows in content["figures"].items():
+        lines += [f"| {model} | {what} | {figure} |" for what, figure in rows.items()]
+    title = "## Published figures, for reference only"
+    return "\n\n".join([title, content["text"].strip(), "\n".join(lines)])
+
+
 def page(kept=KEPT):
     """The text of docs/results.md.
 
@@ -247,6 +267,7 @@ def page(kept=KEPT):
         *parts,
         _times_table(kept),
         _figures_table(figures(kept)),
+        _published_table(),
         f"## Machines and versions\n\n{_machines(groups)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

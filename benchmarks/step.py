@@ -30,21 +30,22 @@ def arrays(seed=0):
 
 def our_step(extra=()):
     """(settings, function that makes one update of ours, compiled by its first call)."""
-    from model_utils import config
+    from src import data
     from src.data.split import Split
+    from src.data.tasks import open_task
+    from src.setup import settings as experiment
     from src.setup.place import set_up
-    from src.train_cells import dann
-    from src.training.loop import start_phase
+    from src.train_cells import find_method
 
-    settings = config.load(["--device_target", "CPU", "--validation_size", "0", *extra])
+    settings = experiment.load(["--device_target", "CPU", "--validation_size", "0", *extra])
     place = set_up(settings)
     print("; ".join(place.notes), file=sys.stderr)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (2 * BATCH, 28, 28), np.uint8), np.zeros(2 * BATCH, np.int32))
-    dann.pairs.data.load = lambda *_, **__: split
-    cell = dann.build(settings, place)
+    data.load = lambda *_, **__: split
+    cell = find_method("dann")(settings, place, open_task(settings, place))
     phase = cell.phases[1]
-    start_phase(cell, phase)
+    cell.start_phase(phase)
     source, labels, target = arrays()
     batch = {"source": (source, labels), "target": (target, None)}
 
@@ -63,7 +64,7 @@ def torch_step(settings):
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     update = TorchStep(
-        joint=settings.joint_batch,
+        joint=settings.batch_norm == "joint",
         instance=settings.input_norm == "instance",
         entropy=settings.entropy_weight > 0,
         channel_dropout=settings.dropout_kind == "channel",

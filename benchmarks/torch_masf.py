@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from src.data.domains import class_count
-
 
 class TorchSmallNet(nn.Module):
     """Convolution, 2x2 max pooling, ReLU, for each of `layers`; a hidden layer; logits."""
@@ -136,11 +134,12 @@ class TorchStep:
     Args:
         settings: has the keys of src/train_cells/masf.py.
         second: whether the meta-gradient goes through the inner step, which the published code leaves out.
+        classes: number of logits.
     """
 
-    def __init__(self, settings, second=False, dtype=torch.float32):
+    def __init__(self, settings, second=False, dtype=torch.float32, classes=10):
         self.settings, self.second, self.updates = settings, second, 0
-        self.network = NETWORKS[settings.network](class_count(settings)).to(dtype)
+        self.network = NETWORKS[settings.network](classes).to(dtype)
         self.metric = TorchMetric(self.network.feature_size).to(dtype)
         self.weights, self.metric_weights = list(self.network.parameters()), list(self.metric.parameters())
         self.optimizers = [

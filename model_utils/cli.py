@@ -15,6 +15,8 @@ OTHER_REFUSALS = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "this link leads back to itself, or through too many others",
     errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "a folder lies where a file is to be written or read",
+    errno.EEXIST: "something else lies there already",
     errno.EIO: "the disk or the network it lies on can't be read or written",
     errno.ESTALE: "the network folder is not there any more",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from model_utils import archives, checkpoint, device, run_log
 from model_utils.errors import UserError, shortened
+from model_utils.optional import reason_of
 
 log = logging.getLogger("run")
 
@@ -46,9 +47,10 @@ class Obs:
     def __init__(self, key):
         try:
             import moxing
-        except ImportError as error:
+        except Exception as error:  # a package that is installed wrongly raises whatever it likes
             raise UserError(
-                f"{key}: obs:// needs the package moxing of ModelArts images; elsewhere give a folder"
+                f"{key}: obs:// needs the package moxing of ModelArts images, which can't be imported here "
+                f"({reason_of(error)}); elsewhere give a folder"
             ) from error
         self.file = moxing.file
 

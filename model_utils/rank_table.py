@@ -15,6 +15,7 @@ import socket
 from pathlib import Path
 
 from model_utils.errors import UserError
+from model_utils.optional import require
 
 MAX_BYTES = 4 * 2**20  # 10,000 devices take 1 MB
 MAX_RANKS = 65536
@@ -62,9 +63,7 @@ class RankTable:
 
 
 def _names_of_this_machine():
-    import psutil
-
-    interfaces = psutil.net_if_addrs().values()
+    interfaces = require("psutil", "to find this machine's addresses").net_if_addrs().values()
     families = (socket.AF_INET, socket.AF_INET6)
     addresses = {entry.address for entries in interfaces for entry in entries if entry.family in families}
     # An IPv6 address on one link carries its interface: fe80::1%eth0.

@@ -78,7 +78,7 @@ class Metrics:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
         if tensorboard:
-            with self._tensorboard_may_be_broken():
+            with self._disk_may_be_full(), self._tensorboard_may_be_broken():
                 self.events = Events(Path(output_dir) / "events", keep_until)
 
     def write(self, kind, step, values, **labels):

@@ -45,12 +45,13 @@ def convert(pth, ckpt, variant=None, class_num=None, weights=None):
     from model_utils import checkpoint
     from src import networks
     from src.networks import _hardnet_weights as published
+    from src.networks import hardnet
     from src.setup import settings as experiment
 
     if Path(ckpt).suffix != ".ckpt":
         raise UserError(f"ckpt: {ckpt} must end in .ckpt")
     values = published.read_state(pth, weights)
-    variant = variant or published.infer_variant(values, pth)
+    variant = variant or hardnet.infer_variant(values, pth)
     classes = published.class_count(values)
     if class_num not in (None, classes):
         raise UserError(f"class_num: {pth} has {classes} classes, not {class_num}; leave it out")

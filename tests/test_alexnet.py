@@ -5,14 +5,15 @@ import datetime
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import fails, options
 from mindspore import ops
 
-from model_utils.errors import UserError
+from src import networks
 from src.exported import exporting
-from src.networks import alexnet, generalisation
-from src.networks.alexnet import AlexNet, load_published
+from src.networks import alexnet
+from src.networks.pretrained import load_initial
 from src.ops import accelerate
+from src.setup import settings as experiment
 
 # Of Caffe's bvlc_alexnet: (height, width, inputs of a group, outputs), groups, stride.
 SHAPES = {
@@ -28,6 +29,24 @@ HIDDEN = 24  # in place of 4096 where the size is not the point
 @pytest.fixture
 def narrow(monkeypatch):
     monkeypatch.setattr(alexnet, "HIDDEN", HIDDEN)
+
+
+def settings_of(**keys):
+    return experiment.load(options(method="masf", network="alexnet", **keys))
+
+
+def build(twice=False):
+    """The untrained network with seven classes."""
+    return networks.build(settings_of(), 7, twice)
+
+
+def load(network, path):
+    """Start from a published file, by the name of its key that users of the published code know."""
+    load_initial(network, settings_of(bvlc_path=path))
+
+
+def parameter(network, name):
+    return {p.name: p.asnumpy().copy() for p in network.get_parameters()}[name]
 
 
 def published(seed=0):
@@ -113,22 +132,23 @@ def images():
 @pytest.mark.parametrize("twice", [False, True], ids=["first order", "second order"])
 def test_published_weights_give_the_features_of_numpy(place, narrow, file, images, twice):
     content = published()
-    network = AlexNet(7, twice).set_train(False)
-    load_published(network, file(content))
+    network = build(twice).set_train(False)
+    load(network, file(content))
     expected, shapes = forward(images, content)
     assert shapes == [(57, 57, 96), (28, 28, 256), (13, 13, 384), (13, 13, 384), (13, 13, 256), (6, 6, 256)]
     accelerate(network, second_order=twice)
-    features, logits = network.features_and_logits(ms.Tensor(images))
+    features = network.features(ms.Tensor(images))
     np.testing.assert_allclose(features.asnumpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    logits = features.asnumpy() @ parameter(network, "classifier.weight").T
+    logits += parameter(network, "classifier.bias")
     assert logits.shape == (2, 7)
-    assert np.array_equal(network(ms.Tensor(images)).asnumpy(), logits.asnumpy())
-    assert np.array_equal(network.features(ms.Tensor(images)).asnumpy(), features.asnumpy())
+    np.testing.assert_allclose(network(ms.Tensor(images)).asnumpy(), logits, rtol=1e-4, atol=1e-6)
 
 
 def test_every_weight_goes_to_its_place_and_the_classifier_stays(narrow, file):
-    content, network = published(), AlexNet(7)
-    before = network.classifier.weight.asnumpy().copy()
-    load_published(network, file(content))
+    content, network = published(), build()
+    before = parameter(network, "classifier.weight")
+    load(network, file(content))
     loaded = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
     assert np.array_equal(loaded.pop("classifier.weight"), before)
     assert loaded.pop("classifier.bias").shape == (7,)
@@ -142,31 +162,30 @@ def test_every_weight_goes_to_its_place_and_the_classifier_stays(narrow, file):
 
 
 def test_full_size():
-    network = AlexNet(7)
+    network = build()
     counts = [int(np.prod(shape)) + shape[-1] for shape, *_ in SHAPES.values()]
     counts += [9216 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 7 + 7]
     assert sum(parameter.size for parameter in network.trainable_params()) == sum(counts) == 56_896_903
-    assert network.feature_size == 4096 and network.dropout_shapes == ((4096,), (4096,))
+    assert network.feature_size == 4096 and network.masks == (((4096,), 0.5), ((4096,), 0.5))
 
 
 def test_dropout_masks_lie_over_both_hidden_layers(narrow, images):
-    network, image = AlexNet(7), ms.Tensor(images[:1])
+    network, image = build(), ms.Tensor(images[:1])
     accelerate(network)
     zeros, ones = (ms.Tensor(np.full((1, HIDDEN), value, np.float32)) for value in (0, 1))
     plain = network(image).asnumpy()
     assert np.array_equal(network(image, ones, ones).asnumpy(), plain)
-    bias = network.classifier.bias.asnumpy()[None]
+    bias = parameter(network, "classifier.bias")[None]
     assert np.array_equal(network(image, ones, zeros).asnumpy(), bias)
-    features, _ = network.features_and_logits(image, zeros, ones)
-    expected = np.maximum(network.fc7.bias.asnumpy(), 0)[None]
-    np.testing.assert_allclose(features.asnumpy(), expected, atol=1e-7)
+    expected = np.maximum(parameter(network, "fc7.bias"), 0)[None]
+    np.testing.assert_allclose(network.features(image, zeros).asnumpy(), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
 def test_export(place, narrow, monkeypatch, tmp_path, file_format):
     """Of 67x67, which leaves one place of 256 channels: the layers are the same, and much quicker."""
     monkeypatch.setattr(alexnet, "POOLED", (256, 1, 1))
-    network = AlexNet(7)
+    network = build()
     rng = np.random.default_rng(0)
     for parameter in network.get_parameters():  # logits that differ from image to image
         scale = 1 / np.sqrt(np.prod(parameter.shape[1:]))
@@ -195,21 +214,15 @@ def change(**layers):
     ids=["object", "no layer", "other shape", "other input", "no biases", "texts", "list"],
 )
 def test_files_that_are_something_else_are_refused_and_change_nothing(narrow, file, content, parts):
-    network = AlexNet(7)
+    network = build()
     before = [parameter.asnumpy().copy() for parameter in network.get_parameters()]
     path = file(np.array(content, dtype=object))
-    with pytest.raises(UserError) as caught:
-        load_published(network, path)
-    message = str(caught.value)
-    assert "\n" not in message and str(path) in message
-    assert all(part in message for part in parts), message
+    fails(lambda: load(network, path), path, *parts)
     after = [parameter.asnumpy() for parameter in network.get_parameters()]
     assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
 
 
-def test_a_missing_file_and_another_network_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.npy"):
-        load_published(None, tmp_path / "nowhere.npy")
-    settings = tiny_config("masf", bvlc_path="some.npy")
-    with pytest.raises(UserError, match="network is digits"):
-        generalisation.load_initial(None, settings)
+def test_a_missing_file_and_another_network_are_refused(narrow, tmp_path):
+    fails(lambda: load(build(), tmp_path / "nowhere.npy"), "nowhere.npy")
+    other = settings_of(bvlc_path="some.npy").replace(network="digits")
+    fails(lambda: load_initial(None, other), "pretrained: some.npy", "no other format is known")

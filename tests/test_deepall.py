@@ -3,16 +3,28 @@
 import json
 import subprocess
 
+import cv2
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, build, command, environment, refused, succeeded, tiny_config, train, values
+from helpers import (
+    ROOT,
+    TINY,
+    build,
+    build_network,
+    command,
+    environment,
+    fails,
+    refused,
+    succeeded,
+    tiny_config,
+    train,
+    values,
+)
 
 from benchmarks import generalisation as comparison
 from model_utils import noise
-from model_utils.errors import UserError
-from src.networks import generalisation as networks
-from src.train_cells import find_method
+from src import networks
 
 TINY_CONFIG = TINY / "deepall.yaml"
 
@@ -59,13 +71,20 @@ def test_nothing_is_held_out_where_holdout_is_0(place):
 
 
 def test_parts_of_a_step_add_up(place):
-    """Two accumulated parts of 4 give the step that one batch of 8 gives; the order of images is the same."""
+    """Two accumulated parts of 4 give the update that one batch of 8 gives; the images are the same."""
+    common = {"dropout": 0, "augment": "none", "optimizer": "momentum", "lr_max": 0.1}
     whole, parts = (
-        build(tiny_config("deepall", dropout=0, augment="none", **keys), place)
+        build(tiny_config("deepall", **common, **keys), place)
         for keys in ({"batch_size": 8}, {"batch_size": 4, "gradient_accumulation": 2})
     )
+    before = values(whole)
     (_, one), (_, two) = train(whole, 0, 1)[0], train(parts, 0, 1)[0]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    for ours, theirs in zip(whole.network.get_parameters(), parts.network.get_parameters(), strict=True):
+        moved = ours.asnumpy() - before[ours.name]
+        largest = np.abs(moved).max()
+        assert largest > 1e-4
+        np.testing.assert_allclose(theirs.asnumpy() - before[ours.name], moved, rtol=0, atol=2e-4 * largest)
 
 
 def test_it_learns_all_sources_at_once(place):
@@ -82,24 +101,49 @@ def test_it_learns_all_sources_at_once(place):
     "name, size, classes, weights", [("digits", 28, 10, 140_602), ("photos", 64, 7, 621_127)]
 )
 def test_networks_have_their_shapes(name, size, classes, weights):
-    network = networks.NETWORKS[name][0](classes)
+    network = networks.build(tiny_config("deepall", network=name), classes)
     images = ms.Tensor(np.random.RandomState(0).rand(3, 3, size, size), ms.float32)
-    (shape,) = network.dropout_shapes
+    ((shape, rate),) = network.masks
+    assert rate == 0.5 and shape == (network.feature_size,)
     assert network(images).shape == (3, classes) and network.features(images).shape == (3, *shape)
     assert sum(parameter.size for parameter in network.trainable_params()) == weights
     nothing = network(images, ms.Tensor(np.zeros((3, *shape), np.float32))).asnumpy()
-    np.testing.assert_allclose(nothing, np.tile(network.classifier.bias.asnumpy(), (3, 1)), atol=1e-6)
+    bias = next(p for p in network.get_parameters() if p.name == "classifier.bias").asnumpy()
+    np.testing.assert_allclose(nothing, np.tile(bias, (3, 1)), atol=1e-6)
 
 
-def test_a_network_that_takes_another_size_is_refused(place):
-    with pytest.raises(UserError, match="image_size: 28, but network photos takes 64"):
-        build(tiny_config("deepall", network="photos"), place)
+def test_images_are_as_large_as_the_network_takes_them(place):
+    cell = build(tiny_config("deepall", network="photos"), place)
+    assert cell.phases[0].batch(0)["0"][0].shape == (8, 3, 64, 64)
+    refusal = "image_size: 28, but network photos takes 64"
+    fails(lambda: build(tiny_config("deepall", network="photos", image_size=28), place), refusal)
 
 
-def test_the_number_of_classes_comes_from_the_data_or_the_configuration():
-    for keys, classes in (({}, 10), ({"domain_set": "pacs", "image_size": 28}, 7)):
-        network = find_method("deepall").build_network(tiny_config("deepall", **keys))
-        assert network.classifier.bias.shape == (classes,)
+@pytest.fixture
+def uneven(tmp_path):
+    """Keys of a set of folders with three classes: domains of 12 and 30 images, and one that is left out."""
+    for domain, count in (("large", 10), ("small", 4), ("target", 1)):
+        for number, name in enumerate("abc"):
+            (tmp_path / domain / name).mkdir(parents=True)
+            for index in range(count):
+                image = np.full((28, 28, 3), 80 * number + index, np.uint8)
+                assert cv2.imwrite(str(tmp_path / domain / name / f"{index}.png"), image)
+    keys = {"domain_set": "folders", "domains_image_root": tmp_path, "target_domain": "target"}
+    return {**keys, "holdout": 0, "augment": "none", "batch_size": 4}
+
+
+def test_the_number_of_classes_follows_from_the_data(place, uneven):
+    for keys, classes in (({}, 10), (uneven, 3)):
+        assert build_network(tiny_config("deepall", **keys), place).classes == classes
+
+
+def test_the_warm_up_rises_from_zero_over_epochs_of_the_smallest_domain(place, uneven):
+    """12 images in batches of 4: an epoch of three steps, however many iterations the run has."""
+    keys = {**uneven, "warmup_epochs": 2, "lr_max": 0.03, "train_iterations": 9}
+    cell = build(tiny_config("deepall", **keys), place)
+    rates = [logged["lr"] for _, logged in train(cell)]
+    assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.03, 0.03, 0.03])
+    assert float(cell.updates["train"].optimizers["network"].learning_rate.asnumpy()) == pytest.approx(0.03)
 
 
 # The commands
@@ -130,9 +174,7 @@ def test_train_evaluate_and_export(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(place, keys, parts):
-    with pytest.raises(UserError) as caught:
-        build(tiny_config("deepall", **keys), place)
-    assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in parts), caught.value
+    fails(lambda: build(tiny_config("deepall", **keys), place), *parts)
 
 
 def test_train_refuses_bad_input_with_status_2(tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model_utils import key_tables
 from model_utils.config import ROOT
+from src.setup import key_tables
 
 READMES = ("README.md", "README_CN.md")
 

@@ -34,10 +34,10 @@ def arrays(network):
 def test_the_published_recipe_is_what_the_configuration_says():
     settings = experiment.load(["--config=configs/hardnet85_imagenet.yaml"])
     wanted = {
-        "network": "hardnet85", "num_classes": 1000, "epoch_size": 150, "pretrain_epoch_size": 0, "batch_size": 256,
-        "momentum": 0.9, "weight_decay": 6e-5, "label_smooth_factor": 0.1, "warmup_epochs": 5,
-        "lr_init": 0.05, "lr_max": 0.1, "lr_end": 1e-5, "lr_decay_mode": "cosine", "loss_scale": 1024.0,
-        "save_checkpoint_epochs": 5, "keep_checkpoint_max": 10,
+        "network": "hardnet85", "num_classes": 1000, "epoch_size": 150, "pretrain_epoch_size": 0,
+        "batch_size": 256, "momentum": 0.9, "weight_decay": 6e-5, "label_smooth_factor": 0.1,
+        "warmup_epochs": 5, "lr_init": 0.05, "lr_max": 0.1, "lr_end": 1e-5, "lr_decay_mode": "cosine",
+        "loss_scale": 1024.0, "save_checkpoint_epochs": 5, "keep_checkpoint_max": 10,
     }  # fmt: skip
     assert {name: getattr(settings, name) for name in wanted} == wanted
 

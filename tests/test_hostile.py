@@ -1,11 +1,13 @@
 """Files that nobody should trust: cut short, with flipped bits, with other numbers, with more behind them.
 
 Whatever is done to a good file, a reader gives something back or refuses it with a UserError: never another
-exception, never a process that dies or hangs. The same examples every time.
+exception, never a process that dies or hangs. The same examples every time;
+`EXAMPLES=1000 python -m pytest tests/test_hostile.py` makes more of them.
 """
 
 import io
 import json
+import os
 import signal
 
 import numpy as np
@@ -14,16 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_utils import checkpoint, config, rank_table
+from model_utils import checkpoint, rank_table
 from model_utils.errors import UserError
 from model_utils.restricted_pickle import load_numpy_pickle, load_torch
-from src import pth2ckpt
 from src.data import idx, svhn
 from src.exported import model_files
+from src.networks import _hardnet_weights
+from src.setup import settings as experiment
 from tests.test_reported import write_onnx
 
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=int(os.environ.get("EXAMPLES", "60")),
     deadline=None,
     derandomize=True,
     database=None,
@@ -131,8 +134,26 @@ def an_onnx(folder):
     return write_onnx(folder / "good.onnx").read_bytes()
 
 
+def a_mindir(folder):
+    import mindspore as ms
+    from mindspore import nn
+
+    network = nn.SequentialCell(nn.Conv2d(3, 4, 8, pad_mode="valid"), nn.Flatten(), nn.Dense(4, 2))
+    network.set_train(False)
+    path = folder / "good.mindir"
+    ms.export(
+        network, ms.Tensor(np.ones((2, 3, 8, 8), np.float32)), file_name=str(path), file_format="MINDIR"
+    )
+    return path.read_bytes()
+
+
+def open_mindir(path):
+    model = model_files.open_model(path, "CPU")
+    model.logits(np.ones((2, 3, 8, 8), np.float32))
+
+
 def read_configuration(path):
-    config.load([f"--config={path}"])
+    experiment.load([f"--config={path}"])
 
 
 def open_onnx(path):
@@ -148,12 +169,13 @@ READERS = {
     "ckpt": (a_checkpoint, "bad.ckpt", checkpoint.read),
     "ckpt of a run": (a_checkpoint, "bad.ckpt", checkpoint.stored_config),
     "pth": (lambda folder: a_state(folder, False), "bad.pth", load_torch),
-    "pth before 1.6": (lambda folder: a_state(folder, True), "bad.pth", pth2ckpt.read_state),
+    "pth before 1.6": (lambda folder: a_state(folder, True), "bad.pth", _hardnet_weights.read_state),
     "npy": (a_numpy_pickle, "bad.npy", load_numpy_pickle),
     "idx": (an_idx, "bad-idx3-ubyte", lambda path: idx.read(path, 3)),
     "mat": (a_mat, "test_32x32.mat", read_svhn),
     "rank table": (a_rank_table, "bad.json", rank_table.read),
     "onnx": (an_onnx, "bad.onnx", open_onnx),
+    "mindir": (a_mindir, "bad.mindir", open_mindir),
     "metadata of onnx": (an_onnx, "bad.onnx", model_files.onnx_about),
 }
 GOOD_YAML = b"method: dann\nlr: 0.1\nbatch_size: 8\noutput_dir: 'a b'\nseed: [1, {a: 2}]\n# comment\n"

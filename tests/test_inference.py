@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 import onnx
 import pytest
-from helpers import command, demo_config, refused, succeeded, tiny_config, tiny_data
+from helpers import build_network, command, demo_config, refused, succeeded, test_sets, tiny_config, tiny_data
 from mindspore import nn
 from test_launch import script
 
@@ -19,11 +19,11 @@ import eval_onnx
 import infer
 from model_utils import checkpoint
 from model_utils.errors import UserError
+from src import networks
 from src.data.files import find
 from src.data.reading import Reader
 from src.exported import exporting, inference, model_files
-from src.networks.hardnet import hardnet
-from src.train_cells import find_method
+from src.setup import settings as experiment
 
 CLASSES = [f"class{number}" for number in range(6)]
 
@@ -49,24 +49,24 @@ def made(place, data, tmp_path_factory):
     """A HarDNet with weights that tell images apart, as a run's folder, an ONNX and a MINDIR file."""
     folder = tmp_path_factory.mktemp("exported")
     settings = tiny_config("hardnet")
-    network, rng = hardnet("39ds", len(CLASSES)).set_train(False), np.random.default_rng(0)
+    network, rng = build_network(settings, place).set_train(False), np.random.default_rng(0)
     for parameter in network.get_parameters():
         kind = parameter.name.rsplit(".", 1)[-1]
         ranges = {"moving_mean": (-0.1, 0.1), "moving_variance": (0.1, 0.3), "beta": (-0.2, 0.2)}
         if kind in ranges:
             values = rng.uniform(*ranges[kind], parameter.shape)
             ms.ops.assign(parameter, ms.Tensor(values, ms.float32))
-    loader = find_method("hardnet").test_sets(settings, place)["val"]
-    images = np.concatenate([images for images, _ in loader])
+    images = np.concatenate([images for images, _ in test_sets(settings, place)["val"]])
     # Equally likely classes: without it, one class takes all images.
-    features = network.features_of(ms.Tensor(images)).asnumpy()
+    features = network.features(ms.Tensor(images)).asnumpy()
     directions = rng.standard_normal((len(CLASSES), features.shape[1]))
     directions /= np.linalg.norm((features - features.mean(0)) @ directions.T, axis=0)[:, None]
-    ms.ops.assign(network.classifier.weight, ms.Tensor(10 * directions, ms.float32))
-    ms.ops.assign(network.classifier.bias, ms.Tensor(-10 * directions @ features.mean(0), ms.float32))
+    ms.ops.assign(network.head.dense.weight, ms.Tensor(10 * directions, ms.float32))
+    ms.ops.assign(network.head.dense.bias, ms.Tensor(-10 * directions @ features.mean(0), ms.float32))
     meta = {"step": 1, "seconds": 0, "trained": [], "oracle": {}, "config": settings.as_dict()}
+    meta["classes"] = CLASSES
     checkpoint.save_state({"network": network}, meta, checkpoint.step_path(folder / "run", 1))
-    about = exporting.describe(settings, loader)
+    about = exporting.describe(settings, network.preparation, CLASSES)
     for file_format in ("ONNX", "MINDIR"):
         exporting.export(network, images, folder / "net", file_format, about=about)
     logits = network(ms.Tensor(images)).asnumpy()
@@ -86,28 +86,32 @@ def test_exported_files_carry_the_recipe_and_how_images_are_prepared(made):
         about = opened(made, name).about
         assert about == made.about
         assert about["class_names"] == CLASSES
-        assert (about["method"], about["settings"]["variant"]) == ("hardnet", "39ds")
-        assert (about["image_size"], about["crop_pct"]) == (32, 0.875)
-        assert about["mean"] == [0.485, 0.456, 0.406]
+        assert (about["method"], about["settings"]["network"]) == ("hardnet", "hardnet39ds")
+        prepared = about["preparation"]
+        assert (prepared["size"], prepared["crop_pct"]) == (32, 0.875)
+        assert prepared["mean"] == [0.485, 0.456, 0.406]
     assert model_files.onnx_about(made.folder / "net.onnx") == made.about
-    assert opened(made, "run").about["class_names"] == CLASSES  # of the folder it was trained on
+    assert opened(made, "run").about == made.about
 
 
-def test_a_method_without_image_folders_says_only_what_it_was_trained_with(place):
-    about = exporting.describe(demo_config())
-    assert set(about) == {"method", "experiment", "settings"}
+def test_what_a_file_says_is_of_the_model_and_not_of_the_machine(place):
+    settings = demo_config()
+    about = exporting.describe(settings, networks.preparation(settings))
+    assert set(about) == {"method", "experiment", "settings", "preparation"}
     assert about["settings"]["source_dataset_name"] == "demo_digits"
-    assert "output_dir" not in about["settings"]  # of this machine, not of the model
+    assert "output_dir" not in about["settings"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_size": "32"},
-        {"image_size": 10**9},
-        {"crop_pct": 0},
-        {"mean": [0, 0, 0]},
+        {"preparation": {"size": "32"}},
+        {"preparation": {"size": 10**9}},
+        {"preparation": {"crop_pct": 0}},
+        {"preparation": {"std": [0, 0, 0]}},
+        {"preparation": []},
         {"class_names": [1, 2]},
+        {"class_names": ["a", "a"]},
         {"settings": []},
         {"method": None},
     ],
@@ -115,7 +119,9 @@ def test_a_method_without_image_folders_says_only_what_it_was_trained_with(place
 )
 def test_descriptions_from_anywhere_are_checked(made, tmp_path, change):
     shutil.copy(made.folder / "net.mindir", tmp_path / "a.mindir")
-    about = {**made.about, **change}
+    inside = change.get("preparation")
+    changed = {"preparation": made.about["preparation"] | inside} if isinstance(inside, dict) else change
+    about = {**made.about, **changed}
     exporting.sidecar(tmp_path / "a.mindir").write_text(json.dumps(about))
     with pytest.raises(UserError, match="damaged"):
         model_files.open_model(tmp_path / "a.mindir")
@@ -238,10 +244,19 @@ def test_a_foreign_file_gets_the_usual_preparation_and_says_so(made, files, tmp_
     np.testing.assert_allclose(found, made.logits, atol=1e-4)
 
 
-def test_a_model_of_another_method_is_refused(files):
-    model = model_files.Model(Path("x.onnx"), None, exporting.describe(demo_config()))
-    with pytest.raises(UserError, match="method dann"):
-        next(inference.predictions(model, Reader(files), 1))
+def test_a_model_of_any_network_gets_its_images_as_it_was_trained_with_them(files):
+    settings = experiment.load(["--method=adda"])
+    about = exporting.describe(settings, networks.preparation(settings))
+    asked = []
+
+    def run(images):
+        asked.append(images)
+        return np.zeros((len(images), 10), np.float32)
+
+    model = model_files.Model(Path("x.onnx"), run, about)
+    assert len(list(inference.predictions(model, Reader(files[:3]), 2))) == 3
+    assert [images.shape for images in asked] == [(2, 1, 28, 28), (1, 1, 28, 28)]
+    assert 0 <= min(map(np.min, asked)) and max(map(np.max, asked)) <= 1
 
 
 # Ranking, names
@@ -412,9 +427,12 @@ def test_a_folder_that_does_not_fit_is_refused(made, data, tmp_path):
         infer.classify_folder(model, folder_options(data, tmp_path / "r"))
     shutil.copytree(data / "val", tmp_path / "other")
     (tmp_path / "other" / "class5").rename(tmp_path / "other" / "klasse5")
-    with pytest.raises(UserError, match="class5, klasse5"):
+    with pytest.raises(UserError, match="only in the data: klasse5; only in the model: class5"):
         infer.classify_folder(model, folder_options(tmp_path / "other", tmp_path / "s"))
     shutil.rmtree(tmp_path / "other" / "klasse5")
+    with pytest.raises(UserError, match="only in the model: class5"):
+        infer.classify_folder(model, folder_options(tmp_path / "other", tmp_path / "t"))
+    model.about = {key: value for key, value in model.about.items() if key != "class_names"}
     with pytest.raises(UserError, match="5 class folders, the model 6"):
         infer.classify_folder(model, folder_options(tmp_path / "other", tmp_path / "t"))
     with pytest.raises(UserError, match="no folder"):
@@ -427,12 +445,12 @@ def test_a_folder_that_does_not_fit_is_refused(made, data, tmp_path):
 def test_the_file_brings_its_recipe_and_the_command_line_wins(made, tmp_path):
     path = made.folder / "net.onnx"
     _, settings = eval_onnx.load([f"--onnx_path={path}", "--dataset_path=d"])
-    assert (settings.method, settings.class_num, settings.image_size) == ("hardnet", 6, 32)
+    assert (settings.method, settings.num_classes, settings.image_size) == ("hardnet", 6, 32)
     assert settings.experiment == made.about["experiment"]
     (tmp_path / "my.yaml").write_text("method: hardnet\ncrop_pct: 0.5\nclass_num: 8\n")
     options = [f"--onnx_path={path}", f"--config={tmp_path / 'my.yaml'}", "--class_num=7"]
     _, settings = eval_onnx.load(options)
-    assert (settings.crop_pct, settings.class_num, settings.image_size) == (0.5, 7, 32)
+    assert (settings.crop_pct, settings.num_classes, settings.image_size) == (0.5, 7, 32)
     with pytest.raises(UserError, match="trained with method hardnet, not dann"):
         eval_onnx.load([f"--onnx_path={path}", "--method=dann"])
     with pytest.raises(UserError, match="unknown key"):
@@ -444,7 +462,7 @@ def test_the_file_brings_its_recipe_and_the_command_line_wins(made, tmp_path):
 def test_a_model_of_another_method_is_evaluated_as_well(tmp_path):
     settings = demo_config()
     network, images = nn.SequentialCell(nn.Flatten(), nn.Dense(3 * 28 * 28, 10)), np.zeros((2, 3, 28, 28))
-    about = exporting.describe(settings)
+    about = exporting.describe(settings, networks.preparation(settings), list("0123456789"))
     path, _ = exporting.export(network, images.astype(np.float32), tmp_path / "net", "ONNX", about=about)
     done = command("eval_onnx.py", onnx_path=path, result=tmp_path / "result.json")
     shown = succeeded(done)
@@ -483,11 +501,12 @@ def test_run_infer_310_as_a_user_types_it(made, data, tmp_path):
 
 def test_export_without_a_data_set_compares_on_photographs(made, files, tmp_path):
     keys = {"ckpt_file": made.folder / "run", "file_format": "ONNX", "file_name": tmp_path / "net"}
+    keys |= {"dataset_path": tmp_path / "absent"}
     shown = succeeded(command("export.py", batch_size=2, device_target="CPU", **keys))
-    assert "compared on photographs" in shown and "compared on 9 images" in shown
+    assert "the test data are not there" in shown and "compared on 9 photographs that come with" in shown
     model = model_files.open_model(tmp_path / "net.onnx")
     assert model.batch_size == 2
-    assert "class_names" not in model.about
+    assert list(model.names) == CLASSES
     found = [logits for _, logits in inference.predictions(model, Reader(files), 7)]
     np.testing.assert_allclose(found, made.logits, atol=1e-4)
 

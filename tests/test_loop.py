@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+import types
 from pathlib import Path
 
 import mindspore as ms
@@ -16,9 +17,11 @@ from helpers import demo_config
 from mindspore import nn
 
 from model_utils import checkpoint, run_log
+from model_utils.device import Device
 from model_utils.errors import UserError
-from src.train_cells import Phase, TrainCell
+from src.evaluation.evaluate import Evaluator
 from src.training import loop
+from src.training.trainer import Phase, Trainer
 
 
 class Batches:
@@ -47,15 +50,20 @@ class Tiny(nn.Cell):
         return ms.ops.concat((score, -score), 1)
 
 
-class Counter(TrainCell):
+class Counter(Trainer):
     """Adds the mean of its batch plus one to its weight; `losses` overrides the loss of a step (1-based)."""
 
-    def __init__(self, losses=None, weights=None, phases=(("warm", 2), ("main", 4))):
-        self.network = Tiny()
+    def __init__(self, losses=None, weights=None, phases=(("warm", 2), ("main", 4)), classes=("up", "down")):
+        self.network = self.trained = Tiny()
+        self.config = demo_config()
+        self.evaluator = Evaluator(self.network, self.config, Device("CPU"))
+        self.task = types.SimpleNamespace(
+            classes=classes, target_domain=None, images={"source test": 3}, left_out={}
+        )
         self.losses, self.weights, self.calls, self.started = losses or {}, weights or {}, 0, []
         self.phases = [Phase(name, steps, 2, {"source": Batches()}) for name, steps in phases]
 
-    def start_phase(self, phase):
+    def begin_phase(self, phase):
         self.started.append((phase.name, phase.step, self.network.training))
 
     def train_step(self, phase, batch):
@@ -129,7 +137,9 @@ def test_a_run_trains_all_phases_and_writes_its_files(place, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["steps"], result["accuracy"]) == (6, {"source": pytest.approx(2 / 3)})
     assert result["samples_per_second"] > 0
-    assert (tmp_path / "network.ckpt").is_file()
+    assert (result["images"], result["left_out"]) == ({"source test": 3}, {})
+    for path in (tmp_path / "network.ckpt", *checkpoint.listed(tmp_path)):
+        assert checkpoint.read(path)[1]["classes"] == ["up", "down"]
 
 
 def test_intervals_and_number_of_kept_checkpoints_are_obeyed(place, tmp_path):
@@ -204,6 +214,38 @@ def test_resume_with_other_settings_is_refused_and_names_them(place, tmp_path):
     with pytest.raises(UserError, match=r"other settings \(lr .* -> 0.125\)"):
         go(Counter(), place, tmp_path, resume=True, lr=0.125)
     assert go(Counter(), place, tmp_path, resume=True, log_interval=7) == 0
+
+
+def test_resume_with_other_classes_is_refused_and_names_them(place, tmp_path):
+    """Also where their number is the same, and the order alone is another."""
+    go(StopAt(3), place, tmp_path)
+    for classes, difference in (
+        (("left", "down"), "only in the data: left; only in the model: up"),
+        (("down", "up"), "their order: up, down"),
+    ):
+        cell = Counter(classes=classes)
+        with pytest.raises(UserError, match=f"resume: .*step-00000003.ckpt .*{difference}"):
+            go(cell, place, tmp_path, resume=True)
+        assert cell.calls == 0 and cell.weight() == 0.5
+    assert go(Counter(), place, tmp_path, resume=True) == 0
+
+
+def test_resume_of_a_run_that_did_not_store_its_classes_says_so(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        meta = loop.Run.meta
+        earlier.setattr(loop.Run, "meta", lambda run: {k: v for k, v in meta(run).items() if k != "classes"})
+        go(StopAt(3), place, tmp_path)
+    assert go(Counter(), place, tmp_path, resume=True) == 0
+    assert "does not name its classes: only their number is checked" in (tmp_path / "train.log").read_text()
+
+
+def test_class_names_that_are_none_make_a_checkpoint_a_damaged_one(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as hostile:
+        meta = loop.Run.meta
+        hostile.setattr(loop.Run, "meta", lambda run: {**meta(run), "classes": [1, None]})
+        go(StopAt(3), place, tmp_path)
+    with pytest.raises(UserError, match="none of them is good"):
+        go(Counter(), place, tmp_path, resume=True)
 
 
 def test_resume_passes_over_damaged_checkpoints_and_sets_them_aside(place, tmp_path):

@@ -6,16 +6,17 @@ import types
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import TINY, build, command, refused, succeeded, tiny_config, train, values
+from helpers import TINY, build, command, fails, options, refused, succeeded, tiny_config, train, values
 from mindspore import nn, ops
 from test_masf_losses import global_loss, triplet_loss
 
-from model_utils import config, noise
-from model_utils.errors import UserError
-from src.train_cells import masf
-from src.training.loop import start_phase
+from model_utils import noise
+from src import networks
+from src.networks.heads import Classifier
+from src.setup import settings as experiment
+from src.train_cells import find_method
 
-CONFIG = TINY / "masf.yaml"
+CONFIG, MASF = TINY / "masf.yaml", find_method("masf")
 SIDE = 4  # the tiny network sees 4x4 mean values of a digit
 COMPILED = []
 
@@ -27,25 +28,27 @@ def _compiling(size):
     return size
 
 
-class TinyNet(nn.Cell):
-    """172 weights: few enough to differentiate by differences."""
+class TinyBackbone(nn.Cell):
+    """With its class head 172 weights: few enough to differentiate by differences."""
+
+    masks, head_dropout, feature_size = (), 0.5, 6
 
     def __init__(self):
         super().__init__()
-        self.hidden, self.classifier = nn.Dense(SIDE * SIDE, 6), nn.Dense(6, 10)
-        self.feature_size, self.dropout_shapes = 6, ((6,),)
+        self.hidden = nn.Dense(SIDE * SIDE, 6)
 
-    def features(self, images):
+    def construct(self, images):
         size = _compiling(images.shape[2] // SIDE)
         x = ops.reshape(images[:, 0], (-1, SIDE, size, SIDE, size))
         return ops.tanh(self.hidden(ops.reshape(ops.mean(x, (2, 4)), (-1, SIDE * SIDE))))
 
-    def features_and_logits(self, images, keep=None):
-        features = self.features(images)
-        return features, self.classifier(features if keep is None else features * keep)
 
-    def construct(self, images, keep=None):
-        return self.features_and_logits(images, keep)[1]
+def tiny_network(config, classes, twice=False, dropout=None):
+    """What `networks.build` returns, of that backbone."""
+    family, backbone = networks.Family(), TinyBackbone()
+    return Classifier(
+        backbone, None, family.head(backbone, classes, config), networks.preparation(config), family
+    )
 
 
 def settings_of(**changes):
@@ -55,20 +58,20 @@ def settings_of(**changes):
 
 
 def tiny_cell(settings, place, monkeypatch):
-    """A train cell whose network is TinyNet, with weights large enough for gradients to be so."""
-    monkeypatch.setattr(masf, "build_network", lambda config, twice=False: TinyNet())
+    """A cell whose network is the tiny one, with weights large enough for gradients to be so."""
+    monkeypatch.setattr(networks, "build", tiny_network)
     cell = build(settings, place)
     rng = np.random.default_rng(5)
     for weight in cell.network.trainable_params():
         ops.assign(weight, ms.Tensor(rng.normal(0, 1.2, weight.shape), ms.float32))
-    start_phase(cell, cell.phases[0])
+    cell.start_phase(cell.phases[0])
     return cell
 
 
 def episode(cell, step=0):
     """Images, labels and dropout masks of each domain in the step's order: [(x, y, inner, meta)]."""
     settings, batch, order = cell.config, cell.phases[0].batch(step), cell.episode(step)
-    shape, size = cell.network.dropout_shapes[0], settings.meta_batch_size
+    shape, size = cell.network.masks[0][0], settings.meta_batch_size
     masks = [
         noise.keep_mask(
             noise.generator(settings.seed, f"dropout {name}", step, 0), (count * size, *shape), 0.5
@@ -93,16 +96,16 @@ def relative(ours, expected):
     return np.linalg.norm(ours - expected) / np.linalg.norm(expected)
 
 
-# The oracle: TinyNet, its backward pass and the meta objective, in numpy's float64.
+# The oracle: the tiny network, its backward pass and the meta objective, in numpy's float64.
 
 
 class Oracle:
-    """The episode of a cell with TinyNet as functions of its flat weights."""
+    """The episode of a cell with the tiny network as functions of its flat weights."""
 
     def __init__(self, cell, step=0):
         self.settings = cell.config
-        self.shapes = [tuple(weight.shape) for weight in cell.weights]
-        self.start = buffer(cell.weights)
+        self.shapes = [tuple(weight.shape) for weight in cell.network_weights]
+        self.start = buffer(cell.network_weights)
         self.metric = [weight.asnumpy().astype(np.float64) for weight in cell.metric_weights]
         self.domains = []
         for x, y, inner, meta in episode(cell, step):
@@ -202,9 +205,9 @@ def test_a_whole_update_is_that_of_numpy(place, monkeypatch, order, limit, mode)
     assert relative(buffer(cell.meta_gradients), meta_gradient) < 1e-5
     by_task = adam_first(task_gradient, settings.outer_lr)
     by_meta = adam_first(oracle.clip(meta_gradient), settings.outer_lr)
-    assert relative(buffer(cell.weights), oracle.start + by_task + by_meta) < 1e-5
+    assert relative(buffer(cell.network_weights), oracle.start + by_task + by_meta) < 1e-5
     # Adam divides by the gradient: where that is tiny, float32 has fewer digits.
-    assert relative(buffer(cell.weights) - oracle.start, by_task + by_meta) < 1e-4
+    assert relative(buffer(cell.network_weights) - oracle.start, by_task + by_meta) < 1e-4
 
 
 def test_the_exact_meta_gradient_has_the_slopes_of_its_objective(place, monkeypatch):
@@ -248,7 +251,7 @@ def test_the_metric_network_follows_the_local_loss_alone(place, monkeypatch):
         assert gradients[0] @ flat(parts) == pytest.approx((near[0] - near[1]) / 2e-6, rel=1e-4)
     assert {w.name for w in cell.optimizers["metric"].parameters} == {w.name for w in cell.metric_weights}
     for name in ("task", "meta"):
-        assert {w.name for w in cell.optimizers[name].parameters} == {w.name for w in cell.weights}
+        assert {w.name for w in cell.optimizers[name].parameters} == {w.name for w in cell.network_weights}
 
 
 def test_the_inner_step_is_taken_back_bit_by_bit(place, monkeypatch):
@@ -257,7 +260,7 @@ def test_the_inner_step_is_taken_back_bit_by_bit(place, monkeypatch):
     order = cell.episode(0)
     images, labels, mask = cell._tensors(cell.phases[0].batch(0), order[:-1], 0, "inner")
     cell._inner(images, labels, cell.inner_lr, mask)
-    np.testing.assert_allclose(buffer(cell.weights), oracle.moved(oracle.start), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(buffer(cell.network_weights), oracle.moved(oracle.start), rtol=1e-5, atol=1e-6)
     cell._restore()
     after = values(cell)
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -314,6 +317,123 @@ def test_it_learns_the_source_domains(place, order):
     assert all(value > 0.5 for value in accuracies.values())
 
 
+# Batch normalisation, in the network of DANN
+
+
+def network_statistics(cell, images, first, second):
+    """{name: (mean, variance, number of values of a channel)} of each batch normalisation in training.
+
+    In numpy's float64. first, second: dropout masks of the second convolution and of the hidden layer.
+    """
+    weights = {p.name: p.asnumpy().astype(np.float64) for p in cell.network.get_parameters()}
+    found = {}
+
+    def convolve(x, name):
+        windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5), (2, 3))
+        x = np.einsum("ncijhw,ochw->noij", windows, weights[f"{name}.weight"], optimize=True)
+        return x + weights[f"{name}.bias"][:, None, None]
+
+    def normalise(x, name):
+        axes = (0, 2, 3)[: x.ndim - 1] if x.ndim == 4 else (0,)
+        shape = (1, -1, 1, 1)[: x.ndim]
+        mean, variance = x.mean(axes), x.var(axes)
+        found[name] = mean, variance, x.size // x.shape[1]
+        x = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + 1e-5)
+        return x * weights[f"{name}.gamma"].reshape(shape) + weights[f"{name}.beta"].reshape(shape)
+
+    def pool(x):
+        return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).max((3, 5))
+
+    def dense(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    x = np.maximum(pool(normalise(convolve(images * 2.0 - 1.0, "backbone.conv1"), "backbone.bn1")), 0)
+    x = np.maximum(pool(normalise(convolve(x, "backbone.conv2"), "backbone.bn2") * first), 0)
+    x = dense(x.reshape(len(x), -1), "class_classifier.fc1")
+    x = np.maximum(normalise(x, "class_classifier.bn1"), 0) * second
+    normalise(dense(x, "class_classifier.fc2"), "class_classifier.bn2")
+    return found
+
+
+def largest_difference(before, after, statistics):
+    """Between running statistics `after` and what a pass with these `statistics` makes of those `before`."""
+    differences = []
+    for name, (mean, variance, count) in statistics.items():
+        for kind, value in (("mean", mean), ("variance", variance * count / (count - 1))):
+            old = before[f"{name}.moving_{kind}"]
+            differences.append(np.abs(after[f"{name}.moving_{kind}"] - (0.9 * old + 0.1 * value)).max())
+    return max(differences)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_running_statistics_are_those_of_the_task_pass(place, order):
+    """At the start weights: neither of the pass at the moved ones, nor of that for second derivatives."""
+    settings = settings_of(network="dann", meta_order=order, gradients_clip_value=100.0)
+    cell = build(settings, place)
+    before, domains = values(cell), cell.episode(0)[:-1]
+    images = np.concatenate([cell.phases[0].batch(0)[name][0] for name in domains])
+    masks = [mask.asnumpy() for mask in cell.masks(len(images), "dropout inner", 0, 0)]
+    expected = network_statistics(cell, images, *masks)
+    train(cell, 0, 1)
+    after = values(cell)
+    assert largest_difference(before, after, expected) < 1e-5
+    assert len([name for name in before if "moving_" in name]) == 2 * len(expected) == 8
+    # The weights did move in the inner step, and the statistics with them.
+    for weight, gradient in zip(cell.network_weights, cell.task_gradients, strict=True):
+        moved = before[weight.name] - settings.inner_lr * gradient.asnumpy()
+        ops.assign(weight, ms.Tensor(moved))
+    assert largest_difference(before, after, network_statistics(cell, images, *masks)) > 1e-2
+
+
+def test_frozen_batch_normalisation_keeps_its_statistics(place):
+    """That of the backbone; the class head's goes on."""
+    cell = build(settings_of(network="dann", meta_order="second", batch_norm="frozen"), place)
+    before = values(cell)
+    train(cell, 0, 1)
+    after = values(cell)
+    moved = {name for name in before if "moving_" in name and not np.array_equal(before[name], after[name])}
+    assert moved == {f"class_classifier.bn{n}.moving_{kind}" for n in (1, 2) for kind in ("mean", "variance")}
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize(
+    "level, order", [("O1", "first"), ("O2", "first"), ("O2", "second"), ("O3", "first")]
+)
+def test_gradients_in_half_precision_are_float32s_within_its_precision(place, monkeypatch, level, order):
+    """Of a smooth network, in which no rounding changes which of several values is the largest."""
+    cell = tiny_cell(settings_of(amp_level=level, meta_order=order), place, monkeypatch)
+    oracle = Oracle(cell)
+    ((_, logged),) = train(cell, 0, 1)
+    loss, task_gradient = oracle.task(oracle.start)
+    aligned, local = oracle.meta(oracle.moved(oracle.start))
+    expected = {"task_loss": loss, "global_loss": aligned, "local_loss": local}
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=5e-3)
+    errors = [
+        relative(buffer(cell.task_gradients), task_gradient),
+        relative(buffer(cell.meta_gradients), oracle.meta_gradient()),
+    ]
+    assert 1e-5 < errors[0] < 2e-3  # it did compute in half precision
+    assert errors[1] < 2e-2
+    assert {p.dtype for p in cell.network.get_parameters()} == {ms.float32}
+
+
+def test_batch_normalisation_and_second_derivatives_go_with_half_precision(place):
+    """The gradient of the last layer: rounding changes choices of pooling and ReLU behind the others."""
+    found = []
+    for level in ("O0", "O2"):
+        keys = {"network": "dann", "ema_decay": 0.9, "inner_lr": 0.01, "outer_lr": 1e-3, "meta_batch_size": 6}
+        cell = build(settings_of(amp_level=level, meta_order="second", **keys), place)
+        ((_, logged),) = train(cell, 0, 1)
+        last = [p.asnumpy() for p in cell.task_gradients if "trained.class_classifier.fc3" in p.name]
+        found.append((logged, flat(last), buffer(cell.statistics)))
+    (single, gradient, statistics), (half, *other) = found
+    assert half["task_loss"] == pytest.approx(single["task_loss"], rel=1e-3) and half != single
+    assert 1e-5 < relative(other[0], gradient) < 2e-2
+    assert relative(other[1], statistics) < 1e-3
+
+
 # Against PyTorch, which the plain benchmark is timed against, too.
 
 
@@ -325,10 +445,10 @@ def torch_step(place):
 
     def make(**changes):
         cell = build(settings_of(outer_lr=0.001, metric_lr=0.001, **changes), place)
-        start_phase(cell, cell.phases[0])
+        cell.start_phase(cell.phases[0])
         second = cell.config.meta_order == "second"
-        step = TorchStep(cell.config, second, torch.float64)
-        for own, network in ((cell.weights, step.network), (cell.metric_weights, step.metric)):
+        step = TorchStep(cell.config, second, torch.float64, classes=10)
+        for own, network in ((cell.network_weights, step.network), (cell.metric_weights, step.metric)):
             for ours, theirs in zip(own, network.parameters(), strict=True):
                 assert tuple(ours.shape) == tuple(theirs.shape)
                 theirs.data = torch.from_numpy(ours.asnumpy().astype(np.float64))
@@ -350,7 +470,7 @@ def torch_step(place):
 def test_updates_of_the_convolutional_network_are_pytorchs(torch_step, order, limit):
     made = torch_step(meta_order=order, gradients_clip_value=limit)
     cell, step = made.cell, made.step
-    before = buffer(cell.weights)
+    before = buffer(cell.network_weights)
     losses, *expected = step.gradients(*made.batch(0))
     expected = [flat(gradient.detach() for gradient in part) for part in expected]
     step(*made.batch(0))
@@ -362,7 +482,7 @@ def test_updates_of_the_convolutional_network_are_pytorchs(torch_step, order, li
         assert relative(buffer(ours), theirs) < 1e-5
     after = flat(weight.detach() for weight in step.network.parameters())
     # Adam takes the sign of a gradient: of 140,602 a few lie within rounding of 0.
-    assert relative(buffer(cell.weights) - before, after - before) < 1e-2
+    assert relative(buffer(cell.network_weights) - before, after - before) < 1e-2
 
 
 def test_exact_meta_gradient_of_the_convolutional_network_by_differences(torch_step):
@@ -403,26 +523,39 @@ def test_exact_meta_gradient_of_the_convolutional_network_by_differences(torch_s
     "changes, parts",
     [
         ({"meta_batch_size": 25}, ["meta_batch_size: 25", "3 source domains", "multiple of 3"]),
-        ({"meta_batch_size": 3000}, ["meta_batch_size: 3000", "training images of domain"]),
+        ({"meta_batch_size": 3000}, ["meta_batch_size: 3000", "training images of domain 0"]),
         ({"target_domain": "51"}, ["target_domain: '51'", "50"]),
-        ({"bvlc_path": "weights.npy"}, ["bvlc_path", "network is digits"]),
-        ({"network": "photos"}, ["image_size: 28", "photos takes 64"]),
+        ({"source_domains": "0"}, ["fewer than two source domains", "50"]),
+        ({"bvlc_path": "weights.npy"}, ["pretrained: weights.npy", "no other format is known"]),
+        ({"network": "photos", "image_size": 28}, ["image_size: 28", "photos takes 64"]),
+        ({"batch_norm": "per_domain"}, ["batch_norm: per_domain", "method masf", "joint or frozen"]),
+        ({"sync_bn": True, "meta_order": "second"}, ["sync_bn: ", "meta_order first"]),
     ],
 )
 def test_bad_input_is_one_line(place, changes, parts):
-    with pytest.raises(UserError) as caught:
-        build(tiny_config("masf", **changes), place)
-    assert "\n" not in str(caught.value)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
+    fails(lambda: build(tiny_config("masf", **changes), place), *parts)
 
 
-@pytest.mark.parametrize("name, key", masf.ALIASES.items())
+OTHER = {"optimizer": "momentum", "weight_decay_on": "all", "loss_scale_mode": "dynamic"}
+
+
+@pytest.mark.parametrize("name", MASF.OWN_STEP)
+def test_keys_that_do_not_apply_to_its_step_are_refused(place, name):
+    """Given their defaults they are harmless: a stored recipe names every key."""
+    default = tiny_config("masf").keys[name].default
+    other = OTHER.get(name, 2 if name == "gradient_accumulation" else 0.5)
+    assert other != default
+    fails(lambda: build(tiny_config("masf", **{name: other}), place), f"{name}: method masf")
+    assert build(tiny_config("masf", **{name: default}), place).network
+
+
+@pytest.mark.parametrize("name, key", MASF.ALIASES.items())
 def test_published_option_names_work(name, key):
-    assert getattr(config.load([f"--config={CONFIG}", f"--{name}=7"]), key) == 7
+    assert getattr(experiment.load([f"--config={CONFIG}", f"--{name}=7"]), key) == 7
 
 
 def test_defaults_are_the_published_ones():
-    defaults = {name: key.default for name, key in masf.KEYS.items()}
+    defaults = experiment.load(options(method="masf")).as_dict()
     published = {
         **{"meta_batch_size": 126, "inner_lr": 1e-5, "outer_lr": 1e-5, "metric_lr": 1e-5, "margin": 10.0},
         **{"train_iterations": 300, "dropout": 0.5, "local_weight": 0.005, "temperature": 2.0},

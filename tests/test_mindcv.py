@@ -15,8 +15,9 @@ from model_utils.errors import UserError
 from src import networks
 from src import ops as cpu_ops
 from src.exported.exporting import export
+from src.networks import _pairs, pretrained
 from src.networks import mindcv as family_module
-from src.networks import pretrained
+from src.ops._stage import Stage
 
 installed = pytest.mark.skipif(
     family_module.importlib.util.find_spec("mindcv") is None,
@@ -131,6 +132,51 @@ def test_a_head_with_more_behind_it_is_left_out(tmp_path):
     pretrained.fill(built, values, "theirs")
     np.testing.assert_array_equal(built.head.dense.weight.asnumpy(), head)
     np.testing.assert_array_equal(built.backbone.model.features[0].weight, values["features.0.weight"])
+
+
+class _Residual(nn.Cell):
+    """Convolution and normalisation by attributes; with `reads`, the convolution's output is used twice."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.conv, self.norm, self.reads = nn.Conv2d(3, 4, 3, pad_mode="same"), nn.BatchNorm2d(4), reads
+
+    def construct(self, x):
+        x = self.conv(x)
+        return self.norm(x) + x if self.reads else self.norm(x)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_pairs_are_joined_where_nobody_else_reads_the_convolution(reads):
+    cell = _Residual(reads).set_train(False)
+    names = [parameter.name for parameter in cell.get_parameters()]
+    before = cell(images(1, 8)).asnumpy()
+    given = _pairs.join(cell, images(1, 8, seed=1))
+    assert given.shape == (1, 4, 8, 8)
+    assert type(cell.conv) is (nn.Conv2d if reads else nn.SequentialCell)
+    assert type(cell.norm) is (nn.BatchNorm2d if reads else nn.Identity)
+    assert [parameter.name for parameter in cell.get_parameters()] == names
+    np.testing.assert_array_equal(cell(images(1, 8)).asnumpy(), before)
+
+
+@installed
+def test_convolutions_of_a_residual_network_are_joined_with_their_normalisations(operators):
+    plain, fast = network("resnet18"), network("resnet18")
+    for one, other in zip(plain.get_parameters(), fast.get_parameters(), strict=True):
+        other.set_data(Tensor(one.asnumpy()))
+    cpu_ops.accelerate(fast)
+    stages = [
+        cell
+        for _, chain in fast.cells_and_names()
+        if isinstance(chain, nn.SequentialCell)
+        for cell in chain.cell_list
+        if isinstance(cell, Stage)
+    ]
+    assert len(stages) == 20  # all convolutions
+    expected, actual = (built.set_train()(images(8)).asnumpy() for built in (plain, fast))
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+    for one, other in zip(plain.get_parameters(), fast.get_parameters(), strict=True):
+        np.testing.assert_allclose(other.asnumpy(), one.asnumpy(), rtol=1e-4, atol=1e-5)
 
 
 @installed

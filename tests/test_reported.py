@@ -22,8 +22,11 @@ from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from model_utils.restricted_pickle import load_numpy_pickle, load_torch
 from src import pth2ckpt
+from src.data import files
 from src.data.files import find
 from src.exported import inference, model_files, onnx_file
+from src.networks import _hardnet_weights
+from src.setup import settings as experiment
 from src.train_cells import find_method, method_names
 from src.training import run_folder
 from tests import helpers
@@ -132,20 +135,19 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(name for name, key in COMMON.items() if key.path))
 def test_reported_home_folder_in_yaml_and_on_the_command_line(home, tmp_path, name):
     (tmp_path / "a.yaml").write_text(f"{name}: ~/x\n")
-    assert getattr(config.load([f"--config={tmp_path / 'a.yaml'}"]), name) == str(home / "x")
-    assert getattr(config.load([f"--{name}=~/x"]), name) == str(home / "x")
+    assert getattr(experiment.load([f"--config={tmp_path / 'a.yaml'}"]), name) == str(home / "x")
+    assert getattr(experiment.load([f"--{name}=~/x"]), name) == str(home / "x")
     with pytest.raises(UserError, match=f"{name} .command line.*user who does not exist"):
-        config.load([f"--{name}=~nobody-of-this-name/x"])
-    assert getattr(config.load([f"--{name}=./~/x"]), name) == "./~/x"
+        experiment.load([f"--{name}=~nobody-of-this-name/x"])
+    assert getattr(experiment.load([f"--{name}=./~/x"]), name) == "./~/x"
 
 
 def test_reported_every_common_key_that_names_a_path_says_so():
     assert [name for name, key in COMMON.items() if name.endswith(ENDINGS) and not key.path] == []
 
 
-@pytest.mark.xfail(strict=True, reason="not marked yet; remove this line when they are")
 def test_reported_every_key_of_a_method_that_names_a_path_says_so():
-    keys = {name: key for method in method_names() for name, key in find_method(method).KEYS.items()}
+    keys = {name: key for method in method_names() for name, key in experiment.schema(method).items()}
     assert [name for name, key in keys.items() if name.endswith(ENDINGS) and not key.path] == []
     may_move = [name for name in keys if name.endswith("_image_root") or name == "kfold_root"]
     assert [name for name in (*may_move, "cache", "num_parallel_workers") if not keys[name].volatile] == []
@@ -154,7 +156,7 @@ def test_reported_every_key_of_a_method_that_names_a_path_says_so():
 def test_reported_configuration_files_in_the_home_folder(home, monkeypatch):
     home.mkdir()
     (home / "mine.yaml").write_text("seed: 7\n", encoding="utf-8-sig")  # as Windows' editors write it
-    assert config.load(["--config=~/mine.yaml"]).seed == 7
+    assert experiment.load(["--config=~/mine.yaml"]).seed == 7
 
 
 def test_reported_home_folder_in_the_launchers_options(home, tmp_path):
@@ -179,13 +181,13 @@ def test_reported_home_folder_in_the_other_programs(home):
     (home / "a.jpg").touch()
     given = infer.arguments(["--model=~/m", "--class_names=~/n", "--config=~/c", "~/a.jpg"])
     assert [given.model, given.class_names, given.config] == [str(home / name) for name in "mnc"]
-    assert infer.find_images(given.images) == [str(home / "a.jpg")]
+    assert files.find(given.images) == [str(home / "a.jpg")]
     given = infer.arguments(["--model=m", "--dataset_path=~/d", "--result_dir=~/r"])
     assert [given.dataset_path, given.result_dir] == [str(home / name) for name in "dr"]
     given = create_mnistm.parse(["--bst_path=~/b", "--mnist_dir=~/m", "--mnistm_dir=~/o"])
     assert [given.bst_path, given.mnist_dir, given.mnistm_dir] == [str(home / name) for name in "bmo"]
     pth.write_state(home / "a.pth", {"w": np.ones(2, "f4")})
-    assert list(pth2ckpt.read_state("~/a.pth")) == ["w"]
+    assert list(_hardnet_weights.read_state("~/a.pth")) == ["w"]
     with pytest.raises(UserError, match=f"model: {home}/none.onnx does not exist"):
         model_files.open_model("~/none.onnx")
 
@@ -236,7 +238,7 @@ def test_reported_list_of_names_that_fits_only_in_part(tmp_path):
 @pytest.mark.parametrize("path", [LONG, f"a/{LONG}/b", "/".join(["x" * 200] * 25), "ä" * 150])
 def test_reported_path_too_long_in_a_key(name, path):
     with pytest.raises(UserError, match=f"{name} .command line.*is too long: .* at most"):
-        config.load([f"--{name}={path}"])
+        experiment.load([f"--{name}={path}"])
 
 
 def test_reported_path_too_long_in_the_other_programs(tmp_path, monkeypatch):
@@ -463,21 +465,21 @@ def several(path, *names):
 
 def test_reported_averaged_weights_are_offered(tmp_path, run_lines):
     path = several(tmp_path / "a.pth", "state_dict", "state_dict_ema")
-    assert pth2ckpt.read_state(path)["w"].tolist() == [0, 0]
+    assert _hardnet_weights.read_state(path)["w"].tolist() == [0, 0]
     assert "weights state_dict taken; it also holds state_dict_ema (--weights state_dict_ema)" in run_lines[0]
     for asked in ("ema", "state_dict_ema"):
-        assert pth2ckpt.read_state(path, asked)["w"].tolist() == [1, 1]
-    assert pth2ckpt.read_state(path, "state_dict")["w"].tolist() == [0, 0]
+        assert _hardnet_weights.read_state(path, asked)["w"].tolist() == [1, 1]
+    assert _hardnet_weights.read_state(path, "state_dict")["w"].tolist() == [0, 0]
     with pytest.raises(UserError, match="has no single entry 'teacher'.*it has state_dict, state_dict_ema"):
-        pth2ckpt.read_state(path, "teacher")
+        _hardnet_weights.read_state(path, "teacher")
 
 
 def test_reported_weights_under_other_names(tmp_path):
-    assert list(pth2ckpt.read_state(several(tmp_path / "a.pth", "model"))) == ["w"]
+    assert list(_hardnet_weights.read_state(several(tmp_path / "a.pth", "model"))) == ["w"]
     path = several(tmp_path / "b.pth", "model", "model_ema")
     with pytest.raises(UserError, match="several sets of weights, model, model_ema; choose one"):
-        pth2ckpt.read_state(path)
-    assert pth2ckpt.read_state(path, "ema")["w"].tolist() == [1, 1]
+        _hardnet_weights.read_state(path)
+    assert _hardnet_weights.read_state(path, "ema")["w"].tolist() == [1, 1]
 
 
 OTHER_FILES = {

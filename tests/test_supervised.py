@@ -7,13 +7,15 @@ import types
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import train, values
+from helpers import tiny_config, train, values
 from mindspore import nn, ops
 
 from model_utils import checkpoint
-from src.evaluation.evaluate import Evaluator, TopFiveEvaluator
+from src import networks
+from src.evaluation.evaluate import Evaluator
 from src.losses import classification as losses
-from src.train_cells import Phase, _supervised
+from src.networks.heads import Classifier, LinearHead
+from src.train_cells import find_method
 from src.training import optim, precision
 from src.training.averaging import Average
 from src.training.schedules import warmup_and_decay
@@ -21,33 +23,48 @@ from src.training.schedules import warmup_and_decay
 CLASSES, SIDE = 3, 2
 
 
-class Linear(nn.Cell):
-    """(N, 1, 2, 2) -> (N, 3), optionally scaled by a mask of its input."""
+class Rows(nn.Cell):
+    """(N, 1, 2, 2) -> (N, 4): the pixels are the features."""
+
+    masks, feature_size = (), SIDE * SIDE
 
     def __init__(self):
         super().__init__()
-        self.flatten, self.classifier = nn.Flatten(), nn.Dense(SIDE * SIDE, CLASSES)
+        self.flatten = nn.Flatten()
 
-    def construct(self, images, keep=None):
-        rows = self.flatten(images)
-        return self.classifier(rows if keep is None else rows * keep)
+    def construct(self, images):
+        return self.flatten(images)
 
 
-class Normed(nn.Cell):
-    """(N, 1, 2, 2) -> (N, 3) through a convolution and batch normalisation."""
+class NormedRows(nn.Cell):
+    """(N, 1, 2, 2) -> (N, 16) through a convolution and batch normalisation."""
+
+    masks, feature_size = (), 4 * SIDE * SIDE
 
     def __init__(self):
         super().__init__()
         conv, norm = nn.Conv2d(1, 4, 3, pad_mode="pad", padding=1), nn.BatchNorm2d(4, momentum=0.9)
         self.body = nn.SequentialCell(conv, norm, nn.ReLU6(), nn.Flatten())
-        self.classifier = nn.Dense(4 * SIDE * SIDE, CLASSES)
 
     def construct(self, images):
-        return self.classifier(self.body(images))
+        return self.body(images)
+
+
+def linear(dropout=0.0):
+    """Softmax regression: (N, 1, 2, 2) -> (N, 3)."""
+    return Classifier(Rows(), None, LinearHead(SIDE * SIDE, CLASSES, dropout), None, networks.Family())
+
+
+def normed():
+    """(N, 1, 2, 2) -> (N, 3)."""
+    head = LinearHead(NormedRows.feature_size, CLASSES)
+    return Classifier(NormedRows(), None, head, None, networks.Family())
 
 
 class Source:
     """Random images, a pure function of the step; `shift` moves their mean."""
+
+    steps_per_epoch = 3
 
     def __init__(self, batch_size, shift=0.0, factor=1.0):
         self.batch_size, self.shift, self.factor = batch_size, shift, factor
@@ -61,6 +78,8 @@ class Source:
 class Lists:
     """The given batches, {step: (images, labels)}."""
 
+    steps_per_epoch = 3
+
     def __init__(self, batches):
         self.batches = batches
 
@@ -70,23 +89,26 @@ class Lists:
 
 @pytest.fixture
 def make(place, monkeypatch):
-    """A function that builds a SupervisedTrainCell of a small network."""
+    """A function that builds supervised training of a small network, at the published rates."""
+    published = {"lr_init": 0.05, "lr_max": 0.1, "warmup_epochs": 1, "batch_size": 8}
 
-    def build(kind=Linear, loaders=None, steps=6, dropout=(), first_step=0, seed=3, **changes):
-        monkeypatch.setattr(
-            _supervised, "find_method", lambda name: types.SimpleNamespace(build_network=lambda c: kind())
+    def build(kind=linear, loaders=None, steps=6, seed=3, **changes):
+        monkeypatch.setattr(networks, "build", lambda *arguments, **options: kind())
+        settings = tiny_config("supervised", train_iterations=steps, **{**published, **changes})
+        task = types.SimpleNamespace(
+            classes=tuple("abc"),
+            labelled=lambda *arguments, **options: loaders or {"train": Source(8)},
+            held_out=lambda *arguments, **options: None,
         )
-        settings = {name: key.default for name, key in _supervised.KEYS.items()}
-        settings |= {"mode": "graph", "seed": 0, "method": "toy", "warmup_epochs": 1, **changes}
-        phase = Phase("train", steps, 3, loaders or {"train": Source(8)})
         ms.set_seed(seed)
-        network = kind()
-        config = types.SimpleNamespace(**settings)
-        return _supervised.SupervisedTrainCell(
-            network, phase, config, place, dropout, network.classifier, first_step
-        )
+        return find_method("supervised")(settings, place, task)
 
     return build
+
+
+def parameter(network, name):
+    """The parameter of that name, which may begin with that of the network."""
+    return next(p for p in network.get_parameters() if p.name.endswith(name))
 
 
 # Oracles, in float64.
@@ -169,7 +191,7 @@ def test_a_warm_up_longer_than_the_run_never_reaches_its_end():
 
 
 def test_only_weights_of_two_dimensions_are_decayed():
-    network = Normed()
+    network = normed()
     *groups, order = optim.decay_groups(network.trainable_params(), 0.25)
     decays = {p.name: group["weight_decay"] for group in groups for p in group["params"]}
     assert decays == {
@@ -242,8 +264,8 @@ def test_adam_reads_the_same_groups(make):
     rate = oracle_rate("cosine", 0, 6, 3, 0.05, 0.01, 1e-5)
     # The first step of Adam is the learning rate times the gradient's sign.
     for before, gradient, after in (
-        (weight, error.T @ rows / 8 + 0.5 * weight, cell.trained.classifier.weight),
-        (bias, error.mean(0), cell.trained.classifier.bias),
+        (weight, error.T @ rows / 8 + 0.5 * weight, parameter(cell.trained, "classifier.weight")),
+        (bias, error.mean(0), parameter(cell.trained, "classifier.bias")),
     ):
         np.testing.assert_allclose(after.asnumpy(), before - rate * np.sign(gradient), atol=1e-4)
 
@@ -260,31 +282,74 @@ def test_accumulated_parts_equal_one_large_batch(make):
 def test_domains_are_joined_part_by_part(make):
     domains = {"one": Source(8), "two": Source(4, shift=5)}
     batches = {name: loader.batch(0) for name, loader in domains.items()}
-    cell = make(loaders=domains, gradient_accumulation=2)
-    images, labels, masks = cell._part(cell.phases[0], batches, 1)
-    np.testing.assert_array_equal(
-        images.asnumpy(), np.concatenate((batches["one"][0][4:], batches["two"][0][2:]))
-    )
-    np.testing.assert_array_equal(
-        labels.asnumpy(), np.concatenate((batches["one"][1][4:], batches["two"][1][2:]))
-    )
-    assert masks == ()
+    cell, seen = make(loaders=domains, gradient_accumulation=2), []
+
+    def step(parts, loss_scale):
+        seen.extend([value.asnumpy() for value in part] for part in parts)
+        return 0.0, (0.0,), 0.0, True
+
+    cell.updates["train"].step = step
+    cell.train_step(cell.phases[0], batches)
+    halves = [slice(0, 4), slice(4, 8)], [slice(0, 2), slice(2, 4)]
+    assert len(seen) == 2
+    for found, one, two in zip(seen, *halves, strict=True):
+        for kind, values_ in enumerate(found):
+            wanted = np.concatenate((batches["one"][kind][one], batches["two"][kind][two]))
+            np.testing.assert_array_equal(values_, wanted)
+        assert len(found) == 2  # no masks
     with pytest.raises(ValueError, match="equal parts"):
-        make(loaders=domains, gradient_accumulation=3)._part(cell.phases[0], batches, 0)
+        make(loaders=domains, gradient_accumulation=3).train_step(cell.phases[0], batches)
 
 
 def test_dropout_masks_belong_to_the_step_and_reach_the_network(make):
-    cell = make(dropout=[((SIDE * SIDE,), 0.5), ((1,), 0.0)])
-    phase = cell.phases[0]
-    phase.step = 3
-    (first,), (again,) = cell._masks(phase, 0, 1000), cell._masks(phase, 0, 1000)
-    np.testing.assert_array_equal(first, again)
+    cell = make(lambda: linear(0.5))
+    (first,), (again,), (later,) = (cell.masks(1000, "dropout", step, 0, 0) for step in (3, 3, 4))
+    np.testing.assert_array_equal(first.asnumpy(), again.asnumpy())
     assert first.shape == (1000, SIDE * SIDE)
-    assert abs((first == 0).mean() - 0.5) < 0.05
-    phase.step = 4
-    assert not np.array_equal(first, cell._masks(phase, 0, 1000)[0])
-    masked, plain = train(cell, 0, 1), train(make(), 0, 1)
-    assert masked[0][1]["loss"] != plain[0][1]["loss"]
+    assert abs((first.asnumpy() == 0).mean() - 0.5) < 0.05
+    assert not np.array_equal(first.asnumpy(), later.asnumpy())
+    (_, masked), (_, plain) = train(cell, 0, 1)[0], train(make(), 0, 1)[0]
+    assert masked["loss"] != plain["loss"]
+    # The loss is that of the masked features of the first step.
+    images, labels = Source(8).batch(0)
+    weight, bias = (p.asnumpy().astype(float) for p in make(lambda: linear(0.5)).network.get_parameters())
+    (mask,) = cell.masks(8, "dropout", 0, 0, 0)
+    logits = images.reshape(8, -1) * mask.asnumpy() @ weight.T + bias
+    wanted = -(wanted_probabilities(labels, 0.1, CLASSES) * np.log(softmax(logits))).sum(1).mean()
+    assert masked["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+# Batch normalisation.
+
+
+@pytest.mark.parametrize("policy", ["joint", "per_domain", "frozen"])
+def test_batch_normalisation_takes_the_statistics_of_its_policy(make, policy):
+    """Of two domains, one far from the other: loss and running statistics are those of numpy."""
+    domains = {"one": Source(8), "two": Source(8, shift=3)}
+    cell = make(normed, loaders=domains, batch_norm=policy, mode="graph")
+    stored = {p.name: p.asnumpy().astype(float) for p in cell.network.get_parameters()}
+    batches = [loader.batch(0) for loader in domains.values()]
+    images, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
+    ((_, logged),) = train(cell, 0, 1)
+
+    padded = np.pad(images[:, 0].astype(float), ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    maps = np.einsum("nijhw,ohw->noij", windows, stored["body.0.weight"][:, 0])
+    running, hidden = (stored["body.1.moving_mean"], stored["body.1.moving_variance"]), []
+    for part in {"joint": [maps], "per_domain": [maps[:8], maps[8:]], "frozen": [maps]}[policy]:
+        mean, variance = running
+        if policy != "frozen":
+            mean, variance = part.mean((0, 2, 3)), part.var((0, 2, 3))
+            unbiased = variance * part[:, 0].size / (part[:, 0].size - 1)
+            running = [0.9 * old + 0.1 * new for old, new in zip(running, (mean, unbiased), strict=True)]
+        scale = stored["body.1.gamma"] / np.sqrt(variance + 1e-5)
+        part = (part - mean[:, None, None]) * scale[:, None, None] + stored["body.1.beta"][:, None, None]
+        hidden.append(np.clip(part, 0, 6).reshape(len(part), -1))
+    logits = np.concatenate(hidden) @ stored["classifier.weight"].T + stored["classifier.bias"]
+    wanted = -(wanted_probabilities(labels, 0.1, CLASSES) * np.log(softmax(logits))).sum(1).mean()
+    assert logged["loss"] == pytest.approx(wanted, rel=1e-5)
+    for name, value in zip(("moving_mean", "moving_variance"), running, strict=True):
+        np.testing.assert_allclose(parameter(cell.network, name).asnumpy(), value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_is_compiled_once(make):
@@ -294,9 +359,7 @@ def test_a_step_is_compiled_once(make):
     except ImportError:  # before MindSpore 2.9
         from mindspore.common.api import ms_compile_cache as compiled
     options = {"amp_level": "O2", "loss_scale_mode": "dynamic", "loss_scale": 2.0**22}
-    cell = make(
-        dropout=[((SIDE * SIDE,), 0.5)], ema_decay=0.9, clip_grad_norm=1.0, gradient_accumulation=2, **options
-    )
+    cell = make(lambda: linear(0.5), ema_decay=0.9, clip_grad_norm=1.0, gradient_accumulation=2, **options)
     train(cell, 0, 1)
     before = len(compiled)
     train(cell, 1)
@@ -304,20 +367,20 @@ def test_a_step_is_compiled_once(make):
 
 
 def test_first_step_shifts_the_learning_rate_only(make):
-    whole, rest = make(steps=6), make(steps=4, first_step=2)
-    for step in range(4):
-        whole.phases[0].step, rest.phases[0].step = step + 2, step
+    whole, rest = make(steps=9), make(steps=6, pretrain_epoch_size=1)
+    for step in range(6):
+        whole.phases[0].step, rest.phases[0].step = step + 3, step
         assert rest.learning_rate(rest.phases[0]) == whole.learning_rate(whole.phases[0])
 
 
 def test_a_frozen_backbone_stays_to_the_last_statistic(make):
-    cell = make(Normed, freeze_backbone=True)
+    cell = make(normed, freeze_backbone=True)
     before = values(cell)
     train(cell)
     moved = {name for name, value in values(cell).items() if not np.array_equal(before[name], value)}
     weights = {p.name for p in cell.network.get_parameters()}
     assert moved & weights == {"classifier.weight", "classifier.bias"}
-    assert {p.name for p in cell.optimizer.parameters} == {"classifier.weight", "classifier.bias"}
+    assert {p.name for p in cell.updates["train"].optimizers["network"].parameters} == moved & weights
 
 
 # Mixed precision.
@@ -326,7 +389,7 @@ def test_a_frozen_backbone_stays_to_the_last_statistic(make):
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 def test_half_precision_trains_float32_weights(make, level, ema):
-    cell, single = make(Normed, amp_level=level, ema_decay=ema), make(Normed, ema_decay=ema)
+    cell, single = make(normed, amp_level=level, ema_decay=ema), make(normed, ema_decay=ema)
     found, wanted = train(cell), train(single)
     losses_found = [scalars["loss"] for _, scalars in found]
     assert losses_found == pytest.approx([scalars["loss"] for _, scalars in wanted], abs=0.02)
@@ -335,11 +398,11 @@ def test_half_precision_trains_float32_weights(make, level, ema):
     assert {value.dtype for name, value in stored.items() if value.dtype.kind == "f"} == {
         np.dtype(np.float32)
     }
-    assert {n for n in stored if "/" not in n} == {p.name for p in Normed().get_parameters()}
+    assert {n for n in stored if "/" not in n} == {p.name for p in normed().get_parameters()}
     assert any(name.startswith("trained/") for name in stored) == (ema > 0)
     images = ms.Tensor(Source(8).batch(0)[0])
     cell.network.set_train(False)
-    plain = Normed()
+    plain = normed()
     checkpoint.fill(
         {p.name: p for p in plain.get_parameters()}, {n: stored[n] for n in stored if "/" not in n}, "", ""
     )
@@ -351,7 +414,7 @@ def test_half_precision_trains_float32_weights(make, level, ema):
 def test_a_static_scale_changes_nothing_in_float32(make, monkeypatch):
     monkeypatch.setattr(precision, "lower", lambda network, level: network)  # the scale without float16
     plain, scaled = make(), make(amp_level="O1", loss_scale=1024.0)
-    assert scaled.scaled and not plain.scaled
+    assert scaled.updates["train"].scaled and not plain.updates["train"].scaled
     assert train(plain) == train(scaled)  # a power of two only moves the exponent
     for one, other in zip(plain.network.get_parameters(), scaled.network.get_parameters(), strict=True):
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
@@ -361,7 +424,7 @@ def test_an_overflow_is_skipped_counted_and_logged(make, caplog):
     caplog.set_level(logging.INFO, "run")
     logging.getLogger("run").propagate = True
     cell = make(
-        Normed, loaders={"train": Source(8, factor=50)}, amp_level="O2", loss_scale_mode="dynamic",
+        normed, loaders={"train": Source(8, factor=50)}, amp_level="O2", loss_scale_mode="dynamic",
         loss_scale=2.0**22, ema_decay=0.9, clip_grad_norm=1.0,
     )  # fmt: skip
     before = values(cell)
@@ -406,7 +469,7 @@ def test_at_the_smallest_scale_nothing_is_hidden(make):
     )
     train(cell, 0, 1)
     assert int(cell.loss_scale.skipped) == 0
-    assert not np.isfinite(cell.network.classifier.weight.asnumpy()).all()
+    assert not np.isfinite(parameter(cell.network, "classifier.weight").asnumpy()).all()
 
 
 def test_a_dynamic_scale_doubles_after_good_steps_within_bounds():
@@ -432,7 +495,7 @@ def test_one_bad_gradient_is_found(bad):
 
 def test_sharing_needs_the_same_kind_of_network():
     with pytest.raises(ValueError, match="no counterpart"):
-        precision.share_parameters(Normed(), Linear())
+        precision.share_parameters(normed(), linear())
 
 
 # Resume, averaging, evaluation.
@@ -449,12 +512,12 @@ def test_a_resumed_run_with_everything_on_ends_bit_identical(make, tmp_path, acc
         "gradient_accumulation": accumulation,
         "loaders": {"train": Source(8, factor=20)},
     }
-    whole = make(Normed, **options)
+    whole = make(normed, **options)
     logged = train(whole, 0, 3)
     checkpoint.save_state(whole.state(), {"step": 3}, tmp_path / "half.ckpt")
     logged += train(whole, 3)
     assert logged[-1][1]["skipped"] > 0
-    resumed = make(Normed, seed=8, **options)
+    resumed = make(normed, seed=8, **options)
     checkpoint.restore_state(resumed.state(), checkpoint.read(tmp_path / "half.ckpt")[0], "")
     assert train(resumed, 3) == logged[3:]
     wanted, found = values(whole), values(resumed)
@@ -463,11 +526,12 @@ def test_a_resumed_run_with_everything_on_ends_bit_identical(make, tmp_path, acc
 
 
 def test_the_average_takes_in_running_statistics_and_starts_as_a_copy():
-    trained, averaged = Normed(), Normed()
-    trained.update_parameters_name("trained.")
+    trained, averaged = normed(), normed()
+    trained.prefix_names("trained.")
     average = Average(trained, averaged, 0.99, types.SimpleNamespace(mode="graph"))
-    statistic, mean = trained.body[1].moving_mean, averaged.body[1].moving_mean
-    np.testing.assert_array_equal(averaged.classifier.weight.asnumpy(), trained.classifier.weight.asnumpy())
+    statistic, mean = (parameter(network, "moving_mean") for network in (trained, averaged))
+    weights = [parameter(network, "classifier.weight").asnumpy() for network in (trained, averaged)]
+    np.testing.assert_array_equal(*weights)
     ops.assign(statistic, ms.Tensor([1.0, 2, 3, 4], ms.float32))
     average.update(0)
     np.testing.assert_allclose(mean.asnumpy(), [0.9, 1.8, 2.7, 3.6], rtol=1e-6)
@@ -495,7 +559,7 @@ def test_top5_counts_each_image_once(place, classes):
     images = logits[:, None, None]
     loader = Few((images[i : i + 4], labels[i : i + 4].astype(np.int32)) for i in (0, 4, 8))
     settings = types.SimpleNamespace(mode="graph")
-    evaluator = TopFiveEvaluator(Given(), settings, place)
+    evaluator = Evaluator(Given(), settings, place, top5=True)
     better = (logits > logits[np.arange(10), labels][:, None]).sum(1)
     assert evaluator.accuracies({"val": loader}) == {"val": (better == 0).mean()}
     assert evaluator.accuracies({"val": loader}) == Evaluator(Given(), settings, place).accuracies(

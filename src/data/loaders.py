@@ -91,7 +91,7 @@ class TrainLoader:
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"{plan.key}: {plan.batch_size} x {plan.world} processes is more than the {count} training "
-                f"images of {plan.name}; choose a smaller {plan.key}"
+                f"images of domain {plan.name}; choose a smaller {plan.key}"
             )
         self._epoch, self._order = None, None
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from src.data.domains import class_names, find_parts
-from src.data.tasks import open_task
-
-WHOLE = "val"
+from src.data.domains import Opening, class_names, find_parts
+from src.data.files import LeftOut, scan
+from src.data.forms import Form, agreed
+from src.data.tasks import Task, open_task
 
 
 def open_test_sets(settings, place, classes, method, preparation):
@@ -23,15 +23,11 @@ def open_test_sets(settings, place, classes, method, preparation):
     Raises:
         UserError: no such data, or classes that do not match.
     """
-    whole = _is_whole(settings)
-    if whole:
-        root = str(Path(settings.dataset_path).absolute())
-        settings = settings.replace(
-            dataset_path="", source_image_root=root, target_image_root=root, target_split="transductive"
-        )
-    task = open_task(settings, place, classes, method.LEAST_SOURCES)
-    test_sets = task.test(preparation, method.evaluation_batch(settings))
-    return task, {WHOLE: test_sets["target"]} if whole else test_sets
+    if _is_whole(settings):
+        task = _whole_folder(settings, place, classes)
+    else:
+        task = open_task(settings, place, classes, method.LEAST_SOURCES)
+    return task, task.test(preparation, method.evaluation_batch(settings))
 
 
 def _is_whole(settings):
@@ -41,3 +37,12 @@ def _is_whole(settings):
     if not folder or not Path(folder).is_dir() or any(getattr(settings, name) for name in others):
         return False
     return not find_parts(folder) and class_names(folder) is not None
+
+
+def _whole_folder(settings, place, classes):
+    """The Task of a folder of classes that is tested whole."""
+    folder, left_out = settings.dataset_path, LeftOut(settings.strict)
+    opening = Opening(settings, left_out, "dataset_path", "val")
+    parts = {"test": lambda: opening.announced(scan(folder, left_out), folder)}
+    form = Form("dataset_path", [opening.domain(folder, class_names(folder), parts)])
+    return Task(form, agreed(form, classes, settings), settings, place, left_out)

@@ -12,7 +12,7 @@ import numpy as np
 
 from model_utils import paths
 from model_utils.errors import UserError
-from model_utils.optional import require
+from model_utils.optional import reason_of, require
 from model_utils.quiet import hide_errors
 from src import networks
 from src.data import preparation
@@ -145,7 +145,7 @@ def onnx_providers(device_target, device_id=0):
 
 def open_onnx(path, device_target="auto", device_id=0):
     """Open an ONNX file; see `open_model`."""
-    path = Path(path)
+    path = Path(paths.expanded(path, "model"))
     session = onnx_file.Session(path, onnx_providers(device_target, device_id))
     if len(session.inputs) != 1 or len(session.inputs[0][1]) != 4:
         shown = ", ".join(f"{name} {shape}" for name, shape in session.inputs) or "nothing"
@@ -237,7 +237,16 @@ def _open_mindir(path, device_target, device_id):
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
         about = checked_about(about, sidecar(path))
-    return Model(path, lambda images: network(ms.Tensor(images)).asnumpy(), about, batch, size, place)
+
+    def run(images):
+        try:
+            return network(ms.Tensor(images)).asnumpy()
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"model: {path} can't be run on images {images.shape} ({reason_of(error)})"
+            ) from error
+
+    return Model(path, run, about, batch, size, place)
 
 
 def _open_checkpoint(path, device_target, device_id, config_path):

@@ -106,11 +106,12 @@ def load_parts(settings, method):
         _names(checkpoint.load_cell(part, path, key), network.classes, path)
         for key, (part, path) in given.items()
     }
+    names.discard(None)
     if len(names) > 1:
         raise UserError(
             f"{' and '.join(given)}: the files are of models with different classes; give those of one run"
         )
-    return Trained(network, names.pop(), ", ".join(path for _, path in given.values()))
+    return Trained(network, names.pop() if names else None, ", ".join(path for _, path in given.values()))
 
 
 def _names(meta, count, path):

@@ -39,6 +39,7 @@ def keys():
             "auto",
             "initial weights: auto takes those that ship with a dependency, none starts from random ones, "
             "FILE is a checkpoint or run folder, or the authors' file",
+            path=True,
         ),
         "num_classes": Key(0, "number of classes; 0: as many as the labelled data have", low=0),
         "bottleneck": Key(

@@ -80,18 +80,6 @@ def read_state(path, weights=None):
     return {name: value for name, value in state.items() if name not in counters}
 
 
-def infer_variant(values, path):
-    """The variant that an archive's first layers belong to."""
-    from src.networks.hardnet import VARIANTS
-
-    first = values.get("base.0.conv.weight", np.empty(0)).shape[0]
-    separable = "base.2.dwconv.weight" in values
-    for name, row in VARIANTS.items():
-        if (row.stem[0], row.separable) == (first, separable):
-            return name
-    raise UserError(f"{path} is no HarDNet of {', '.join(VARIANTS)}: it has {shortened(sorted(values), 3)}")
-
-
 def published_names(network):
     """{parameter of ours: its name in the published file}, in the network's order.
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from mindspore import nn, ops
 
-from model_utils.errors import UserError
+from model_utils.errors import UserError, shortened
 from src import networks
 from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from src.ops.twice_differentiable import max_pool
@@ -84,6 +84,17 @@ def find_variant(name):
     if name not in VARIANTS:
         raise UserError(f"variant: HarDNet {name!r} does not exist; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+def infer_variant(values, path):
+    """The variant that an archive's first layers belong to."""
+    stem = values.get("base.0.conv.weight")
+    first = 0 if stem is None else stem.shape[0]
+    separable = "base.2.dwconv.weight" in values
+    for name, row in VARIANTS.items():
+        if (row.stem[0], row.separable) == (first, separable):
+            return name
+    raise UserError(f"{path} is no HarDNet of {', '.join(VARIANTS)}: it has {shortened(sorted(values), 3)}")
 
 
 def block_plan(in_channels, growth, multiplier, layers):

@@ -18,6 +18,7 @@ from model_utils import checkpoint
 from model_utils.errors import UserError, shortened
 from src import networks, ops
 from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from src.networks import _pairs
 
 CLASSES = 1009  # of the head that is looked for and taken out; no layer of any network has as many channels
 OWN_HEAD = ("classifier.weight", "classifier.bias")
@@ -127,12 +128,16 @@ class Backbone(nn.Cell):
 
 
 def _try(backbone, name, preparation):
-    """One blank image through the network: many of MindCV's take one size only, and some lack a kernel."""
+    """Send one image through the network: many of MindCV's take one size only, and some lack a kernel.
+
+    It also shows which normalisation follows which convolution, so that src/ops can join them.
+    """
     shape = (1, preparation.channels, preparation.size, preparation.size)
+    image = np.random.default_rng(0).standard_normal(shape, np.float32)
     backbone.set_train(False)
     ops.accelerate(backbone)  # MindSpore's own convolutions would take seconds on some processors
     try:
-        given = backbone(ms.Tensor(np.zeros(shape, np.float32))).asnumpy().shape
+        given = _pairs.join(backbone, ms.Tensor(image)).shape
     except Exception as error:  # whatever its code says to a size it can't take
         raise UserError(
             f"network: mindcv/{name} fails on images of {preparation.size} pixels: {_first_line(error)}; "

@@ -21,7 +21,7 @@ from model_utils.keys import COMMON
 from src import networks
 from src.data import keys
 from src.train_cells import find_method, method_names
-from src.training import trainer
+from src.training import keys as training_keys
 
 PAGE = ROOT / "docs" / "keys.md"
 INTRODUCTION = """# Configuration keys
@@ -44,12 +44,12 @@ def _table(keys):
 
 def page():
     """The text of docs/keys.md."""
-    shared = {**keys.KEYS, **networks.keys(), **trainer.keys()}
+    shared = {**keys.KEYS, **networks.keys(), **training_keys.keys()}
     parts = [INTRODUCTION, "## Every experiment\n", _table(COMMON)]
     for title, table in (
         ("Data", keys.KEYS),
         ("Network", networks.keys()),
-        ("Training", trainer.keys()),
+        ("Training", training_keys.keys()),
     ):
         parts += [f"\n## {title}\n", "Keys of every method and network.\n", _table(table)]
     for module in networks.modules():

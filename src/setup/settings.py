@@ -19,13 +19,13 @@ from src import networks
 from src.data import keys as data_keys
 from src.setup import earlier_names
 from src.train_cells import find_method, method_names
-from src.training import trainer
+from src.training import keys as training_keys
 
 
 def schema(method, network=None):
     """{name: Key} of a method, with its own defaults, on a network (the method's own, if not given)."""
     chosen = find_method(method)
-    shared = {**data_keys.keys(), **networks.keys(), **trainer.keys()}
+    shared = {**data_keys.keys(), **networks.keys(), **training_keys.keys()}
     defaults = {name: value for name, value in chosen.DEFAULTS.items() if name in shared}
     shared |= {name: dataclasses.replace(shared[name], default=value) for name, value in defaults.items()}
     family, _ = networks.find(network or chosen.DEFAULTS["network"])

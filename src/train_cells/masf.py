@@ -103,6 +103,11 @@ class Method(trainer.Trainer):
         config, task = self.config, self.task
         if config.batch_norm == "per_domain":
             raise UserError("batch_norm: per_domain is not defined for method masf; choose joint or frozen")
+        if config.sync_bn and config.meta_order == "second":
+            raise UserError(
+                "sync_bn: second derivatives go through a network of their own, which normalises by each "
+                "process's batch; leave sync_bn out, or choose meta_order first"
+            )
         loaders = task.labelled(self.preparation, config.meta_batch_size, False, "meta_batch_size")
         self.names = list(loaders)
         if config.meta_batch_size % len(loaders):

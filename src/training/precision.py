@@ -4,6 +4,8 @@ Training at O1, O2 or O3 goes through the second tree; evaluation, checkpoints a
 network only. Weights are float32 at every level, and so are gradients, optimizer and losses.
 """
 
+import itertools
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -45,18 +47,16 @@ def lower(network, level):
     return network
 
 
-def _shapes(cell):
-    return {key: parameter.shape for key, parameter in cell._params.items()}
-
-
 def share_parameters(origin, twin):
-    """Make `twin`, a tree of cells of the same names, use the very Parameters of `origin`; returns it."""
-    pairs = zip(origin.cells_and_names(), twin.cells_and_names(), strict=True)
-    for (name, own), (other_name, other) in pairs:
-        if name != other_name or _shapes(own) != _shapes(other):
-            raise ValueError(f"share_parameters: {name or 'the network'} has no counterpart")
-        for key, parameter in own._params.items():
-            setattr(other, key, parameter)
+    """Make `twin`, a network of the same parameters in the same order, use those of `origin`; returns it."""
+    own, others = list(origin.get_parameters()), list(twin.get_parameters())
+    for mine, other in itertools.zip_longest(own, others):
+        if mine is None or other is None or mine.shape != other.shape:
+            raise ValueError(f"share_parameters: {(mine or other).name} has no counterpart")
+    shared = {id(other): mine for mine, other in zip(own, others, strict=True)}
+    for _, cell in twin.cells_and_names():
+        for key, parameter in list(cell._params.items()):
+            setattr(cell, key, shared[id(parameter)])
     return twin
 
 
