@@ -74,12 +74,8 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         (_own_names(layer, method, where, program), where)
         for layer, where in zip((stored, overlay, given), places, strict=True)
     ]
-    network = str(
-        next(
-            (part["network"] for part, _ in reversed(layers) if "network" in part),
-            find_method(method).DEFAULTS["network"],
-        )
-    )
+    default = base["network"] if method == base["method"] else find_method(method).DEFAULTS["network"]
+    network = str(next((part["network"] for part, _ in reversed(layers) if "network" in part), default))
     keys = schema(method, network)
     if (method, network) != (base["method"], base["network"]):
         # config.yaml's common keys hold for every experiment, its recipe only for the method and network it

@@ -142,6 +142,8 @@ class Method(trainer.Trainer):
         A run that resumes later than that has it from its checkpoint.
         """
         self.parts["source_network"].set_train(False)
+        if phase.name == WARM_UP:  # the discriminator learns alone: the target network's statistics rest, too
+            self.trained.set_train(False)
         first = next((later for later in self.phases[1:] if later.steps), None)
         if phase is first and phase.step == 0:
             copy_weights(self.network, self.parts["source_network"])

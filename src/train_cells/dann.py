@@ -14,7 +14,7 @@ from mindspore import ops
 from model_utils import noise
 from model_utils.device import jit
 from model_utils.errors import UserError
-from model_utils.key import Alias, Key
+from model_utils.key import FALSE, TRUE, Alias, Key
 from src import networks
 from src.data import augment
 from src.evaluation import held_out
@@ -104,7 +104,12 @@ class Method(trainer.Trainer):
             "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
         ),
     }
-    ALIASES = {"joint_batch": Alias("batch_norm", {"true": "joint", "false": "per_domain"})}
+    ALIASES = {
+        "joint_batch": Alias(
+            "batch_norm",
+            {**dict.fromkeys(TRUE, "joint"), **dict.fromkeys(FALSE, "per_domain")},
+        )
+    }
 
     @staticmethod
     def published_parts(network, config):
