@@ -53,9 +53,8 @@ def generated(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_first_losses_of_a_configuration_are_those_of_release_1(name, generated, place):
     config, overrides, _ = record_losses.cases()[name]
-    options = record_losses.as_options(
-        config, overrides, {"DATA_ROOT": "", "MNIST_M": "", "GENERATED": generated}
-    )
+    folders = {"DATA_ROOT": "", "MNIST_M": "", "GENERATED": generated}
+    options = record_losses.as_options(config, overrides, folders)
     cell = record_losses.build(record_losses.resolve(options), place)
     taken = [
         value["loss"] for _, value in record_losses.drive(cell, lambda index: STEPS if index == 0 else 0)
