@@ -92,7 +92,7 @@ def show_images(model, options):
                 log("class names are not known: numbers are shown; --class_names FILE gives names")
         shares = inference.probabilities(logits)
         best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
-        path = shown(files[index])
+        path = files[index]
         print(as_json(path, best, names) if options.json else as_text(path, best, names), flush=True)
     if reader.bad:
         names = [shown(files[index]) for index in sorted(reader.bad)]

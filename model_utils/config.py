@@ -42,7 +42,7 @@ class Config:
         values = {name: getattr(self, name) for name in self._names}
         for name, value in changes.items():
             if name not in self.keys:
-                raise KeyError(f"replace: there is no key {name}")
+                raise UserError(f"unknown key {name} (replace)")
             values[name] = self.keys[name].parse(name, value, "replace")
         return Config(values, self.keys, self.given)
 

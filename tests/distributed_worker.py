@@ -51,10 +51,10 @@ def gradients(place, sync):
     Without `sync`, batch normalisation uses its running statistics (evaluation mode), so that each image's
     loss depends on that image only; with it, batches are normalised by the statistics of the joined batch.
     """
-    from src.networks.dann import DANN
+    from src import networks
 
     ms.set_seed(1)
-    network, alone = DANN("none"), DANN("none")
+    network, alone = (networks.build(helpers.demo_config(input_norm="none"), 10) for _ in range(2))
     for mine, others in zip(alone.get_parameters(), network.get_parameters(), strict=True):
         mine.set_data(ms.Tensor(others.asnumpy()))
     settings = helpers.demo_config(sync_bn=sync)
@@ -104,7 +104,7 @@ def update(place):
     for name, where, parts in (("both", place, [place.rank]), ("alone", device.Device("CPU"), [0, 1])):
         settings = helpers.tiny_config("hardnet", gradient_accumulation=len(parts), **keys)
         cell = helpers.build(settings, where, seed=3)
-        cell.dropout = []  # its masks are drawn for each rank and part
+        cell.trained.masks = ()  # masks are drawn for each rank and part
         cell.network.set_train(True)
         before = {parameter.name: parameter.asnumpy().copy() for parameter in cell.network.trainable_params()}
         batch = {"train": (np.concatenate(images[parts]), np.concatenate(labels[parts]))}
@@ -135,10 +135,10 @@ def joint_failure(place):
 
 def accuracies(place):
     """Of test sets of several sizes, over both ranks and on this rank alone."""
-    from src.networks.dann import DANN
+    from src import networks
 
     ms.set_seed(2)
-    network = DANN("none")
+    network = networks.build(helpers.demo_config(input_norm="none"), 10)
     collectives.broadcast(list(network.get_parameters()), place.rank)
     ops.accelerate(network)
     network.set_train(False)
@@ -150,11 +150,14 @@ def accuracies(place):
         arrays = Arrays([Split(images, None)], Preparation(28))
         single = ArrayTestLoader(arrays, rng.integers(0, 10, count).astype(np.int32), 64)
         # Labels of which about half are right.
-        right = np.concatenate([alone.predict(x)[: len(y)] for x, y in single])
+        right = np.concatenate([alone.ranking(x)[: len(y), 0] for x, y in single])
         labels = np.where(rng.random(count) < 0.5, right, (right + 1) % 10).astype(np.int32)
         sharded = ArrayTestLoader(arrays, labels, 64, place.rank, place.world)
         whole = ArrayTestLoader(arrays, labels, 64)
-        found[count] = [both.accuracy(sharded), alone.accuracy(whole), len(sharded.indices)]
+        shares = [
+            counted.accuracies({"it": loader})["it"] for counted, loader in ((both, sharded), (alone, whole))
+        ]
+        found[count] = [*shares, len(sharded.indices)]
     return found
 
 

@@ -68,7 +68,7 @@ def test_first_losses_of_a_configuration_are_those_of_release_1(name, generated,
 
 
 def draw(shapes):
-    """{name: float32 array} for {name: shape}: the recipe of the record, in the alphabetical order of names."""
+    """{name: float32 array} for {name: shape}: the recipe of the record, in the order of the alphabet."""
     rng, drawn = np.random.default_rng(0), {}
     for name in sorted(shapes):
         shape = shapes[name]

@@ -52,7 +52,8 @@ def share_parameters(origin, twin):
     own, others = list(origin.get_parameters()), list(twin.get_parameters())
     for mine, other in itertools.zip_longest(own, others):
         if mine is None or other is None or mine.shape != other.shape:
-            raise ValueError(f"share_parameters: {(mine or other).name} has no counterpart")
+            left = other if mine is None else mine
+            raise ValueError(f"share_parameters: {left.name} has no counterpart")
     shared = {id(other): mine for mine, other in zip(own, others, strict=True)}
     for _, cell in twin.cells_and_names():
         for key, parameter in list(cell._params.items()):

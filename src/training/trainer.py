@@ -280,13 +280,14 @@ class Trainer:
             (total, scalars, values): the loss, what it returned beside, and gradient norm and loss scale by
             name.
         """
+        scale = float(self.loss_scale.scale) if self.dynamic else 1.0  # of this step, before it is adjusted
         total, scalars, norm, finite = update.step(
             [inputs(part, number) for number, part in enumerate(self._parts(batch))], self.loss_scale
         )
         values = {}
         skipped = self.dynamic and self._adjust_scale(bool(finite), phase)
         if self.dynamic:
-            values |= {"scale": float(self.loss_scale.scale), "skipped": float(self.loss_scale.skipped)}
+            values |= {"scale": scale, "skipped": float(self.loss_scale.skipped)}
         if self.config.clip_grad_norm > 0 and not skipped:
             values["gradient_norm"] = norm
         if not skipped:
