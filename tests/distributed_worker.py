@@ -177,9 +177,8 @@ def run(place, folder, stop_after=None, **changes):
         return train_step(phase, batch)
 
     cell.train_step = step
-    from src.train_cells import find_method
 
-    tests = find_method(settings.method).test_sets(settings, place)
+    tests = helpers.test_sets(settings, place)
     status = loop.run(lambda: (cell, tests), settings, place, time.perf_counter())
     return status, helpers.values(cell)
 
