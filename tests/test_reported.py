@@ -556,7 +556,7 @@ def guarded(process):
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py", "export.py", "infer.py", "create_mnistm.py"])
-@pytest.mark.parametrize("delay", [0.05, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("delay", [0.05, 0.5, 1.2])
 def test_reported_ctrl_c_at_any_moment_is_one_line(stored, tmp_path, program, delay):
     process = subprocess.Popen(
         [sys.executable, program, *commands(stored, tmp_path)[program]],
@@ -576,7 +576,7 @@ def test_reported_ctrl_c_at_any_moment_is_one_line(stored, tmp_path, program, de
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     shown, errors = process.communicate(timeout=60)
-    if process.returncode == 0 and time.monotonic() - sent < 0.3:
+    if process.returncode == 0 and time.monotonic() - sent < 1.0:
         pytest.skip(f"{program} was leaving by itself after {delay} s")
     lines = [line for line in errors.splitlines() if "MindSpore" not in line]
     assert process.returncode == 130, errors + shown
