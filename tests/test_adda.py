@@ -214,7 +214,7 @@ def test_without_warm_up_the_copy_is_made_at_adaptation(new_cell):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("level", ["O0", "O1"])
+@pytest.mark.parametrize("level", ["O0", pytest.param("O1", marks=pytest.mark.thorough)])
 def test_the_frozen_source_network_keeps_its_batch_statistics(new_cell, level):
     """It normalises by what source training has left, at whichever step a run begins; the other goes on."""
     cell = new_cell(network="dann", amp_level=level, iterations=2, adversary_iterations=2)

@@ -286,7 +286,10 @@ def plain(place):
     return functools.cache(lambda case, **changes: gradients_of(case, place, **changes))
 
 
-@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize(
+    "level",
+    [pytest.param("O1", marks=pytest.mark.thorough), "O2", pytest.param("O3", marks=pytest.mark.thorough)],
+)
 @pytest.mark.parametrize("case", ["dann", "adda"])
 def test_half_precision_computes_nearly_the_gradients_of_single(place, plain, case, level):
     changes = {"vat_weight": 1.0} if case == "dann" else {}
@@ -371,6 +374,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["dann", "adda"])
 def test_a_run_with_all_of_it_resumes_bit_identical(place, tmp_path, method):
     options = {

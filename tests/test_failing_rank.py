@@ -59,6 +59,7 @@ def test_reported_failure_of_one_rank_stops_all_at_the_same_step(ranks, fault, n
     assert steps == {"first batch": [], "user error": [4, 2], "bug": [4, 2]}.get(fault, [2])
 
 
+@pytest.mark.thorough
 def test_reported_bug_of_one_rank_while_it_evaluates_is_named(tmp_path):
     """Where the ranks can't agree any more, the launcher ends the others."""
     done = launched(tmp_path, "--fault", "evaluation")
@@ -66,6 +67,7 @@ def test_reported_bug_of_one_rank_while_it_evaluates_is_named(tmp_path):
     assert_names_rank_1(done)
 
 
+@pytest.mark.thorough
 def test_reported_bug_of_one_rank_in_training_is_named(tmp_path):
     done = launched(tmp_path, "--fault", "bug")
     assert done.returncode == 1, done.stderr + done.stdout

@@ -419,6 +419,7 @@ def test_gradients_in_half_precision_are_float32s_within_its_precision(place, mo
     assert {p.dtype for p in cell.network.get_parameters()} == {ms.float32}
 
 
+@pytest.mark.thorough
 def test_batch_normalisation_and_second_derivatives_go_with_half_precision(place):
     """The gradient of the last layer: rounding changes choices of pooling and ReLU behind the others."""
     found = []

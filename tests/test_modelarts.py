@@ -268,6 +268,7 @@ def test_a_job_from_beginning_to_end_and_its_continuation(tmp_path):
     assert "finished 6 steps" in first
 
 
+@pytest.mark.thorough
 def test_a_job_that_cannot_copy_out_says_so_and_fails(tmp_path):
     (tmp_path / "kept").write_text("a file in the way")
     keys = {

@@ -672,6 +672,7 @@ def test_cache_folder_must_be_ours(tmp_path, monkeypatch):
     assert cache.folder() is None
 
 
+@pytest.mark.thorough
 def test_unwritable_cache_builds_in_a_temporary_folder(operators, compiler, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "tmp").mkdir()
@@ -682,6 +683,7 @@ def test_unwritable_cache_builds_in_a_temporary_folder(operators, compiler, tmp_
     )
 
 
+@pytest.mark.thorough
 def test_two_processes_build_at_once(compiler, tmp_path):
     code = (
         "from src.ops import _library\n"
