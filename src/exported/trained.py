@@ -57,13 +57,6 @@ def load(settings, path):
     return Trained(network, _names(meta, network.classes, path), str(path))
 
 
-# What DANN's published train.py wrote into its model_root.
-PUBLISHED_PARTS = {
-    "backbone_ckpt_file": "best_backbone_t.ckpt",
-    "classifier_ckpt_file": "best_class_classifier.ckpt",
-}
-
-
 def find(settings, method, key):
     """The network that eval.py (key `ckpt_path`) or export.py (`ckpt_file`) is asked for.
 
@@ -79,7 +72,7 @@ def find(settings, method, key):
     folder = Path(settings.output_dir)
     if path := getattr(settings, key) or checkpoint.of_run(folder):
         return load(settings, path)
-    parts = {name: str(folder / file) for name, file in PUBLISHED_PARTS.items() if name in settings.keys}
+    parts = {name: str(folder / file) for name, file in method.PUBLISHED_PARTS.items()}
     if parts and all(Path(path).is_file() for path in parts.values()):
         return load_parts(settings.replace(**parts), method)
     raise UserError(
@@ -92,11 +85,11 @@ def load_parts(settings, method):
     """The network whose parts are given in several files (`Trainer.published_parts`), or None if none is
     given.
     """
+    if not any(getattr(settings, key) for key in method.PUBLISHED_PARTS):
+        return None
     network = networks.build(settings, settings.num_classes or networks.DIGITS)
     parts = method.published_parts(network, settings)
     given = {key: (part, path) for key, (part, path) in parts.items() if path}
-    if not given:
-        return None
     if settings.ckpt_path:
         raise UserError(f"give either ckpt_path or {' and '.join(parts)}, not both")
     missing = [key for key in parts if key not in given]

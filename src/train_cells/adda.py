@@ -27,6 +27,7 @@ from src.losses.adversarial import PretrainLoss
 from src.losses.mapping import TERMS, AdaptLoss, Discriminator, WarmUpLoss
 from src.training import trainer
 from src.training.batch_norm import has_batch_norm
+from src.training.optim import copy_weights
 from src.training.schedules import reversal_strength
 from src.training.trainer import Phase
 
@@ -167,7 +168,7 @@ class Method(trainer.Trainer):
     def _source_inputs(self, phase):
         def inputs(part, number):
             images, labels = part["source"]
-            masks = self.masks(len(labels), "dropout source", *self._counters(phase, number))
+            masks = self.masks(len(labels), "dropout source", *self.counters(phase, number))
             return [ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels), *masks]
 
         return inputs
@@ -186,14 +187,11 @@ class Method(trainer.Trainer):
             source, labels = ms.Tensor.from_numpy(source), ms.Tensor.from_numpy(labels)
             strong = target = ms.Tensor.from_numpy(images)
             if config.consistency_weight > 0:
-                rng = noise.generator(config.seed, "consistency", *self._counters(phase, number))
+                rng = noise.generator(config.seed, "consistency", *self.counters(phase, number))
                 strong = ms.Tensor.from_numpy(augment.build(config.consistency_augment)(images, rng))
             return [source, labels, target, strong, self.domains, weights]
 
         return inputs
-
-    def _counters(self, phase, number):
-        return (phase.step, self.device.rank, *([number] if number else []))
 
     def _set_learning_rates(self, phase):
         config = self.config
@@ -220,9 +218,3 @@ class Method(trainer.Trainer):
 
         with evaluating(self.network, *self.parts.values()):
             return held_out.figures(forward, self.held_out, phase.name != SOURCE)
-
-
-def copy_weights(origin, copy):
-    """Give cell `copy` the parameter values of `origin`, a cell of the same kind, bit for bit."""
-    for before, after in zip(origin.get_parameters(), copy.get_parameters(), strict=True):
-        ops.assign(after, before)  # in place: what is compiled already sees it, unlike after set_data

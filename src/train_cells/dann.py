@@ -9,7 +9,6 @@ Three phases: pre-training on the source, adversarial training, and, if asked fo
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
 
 from model_utils import noise
 from model_utils.device import jit
@@ -26,7 +25,7 @@ from src.losses.virtual_adversarial import VirtualAdversary
 from src.networks.heads import DomainHead
 from src.training import trainer
 from src.training.averaging import Average, Trainable
-from src.training.optim import set_learning_rate
+from src.training.optim import copy_weights, set_learning_rate
 from src.training.schedules import reversal_strength
 from src.training.trainer import Phase
 
@@ -111,6 +110,11 @@ class Method(trainer.Trainer):
         )
     }
 
+    PUBLISHED_PARTS = {
+        "backbone_ckpt_file": "best_backbone_t.ckpt",
+        "classifier_ckpt_file": "best_class_classifier.ckpt",
+    }
+
     @staticmethod
     def published_parts(network, config):
         """{configuration key: (cell, file given)} of the two-file checkpoints of earlier releases."""
@@ -191,7 +195,7 @@ class Method(trainer.Trainer):
             thresholds = ClassThresholds(classes, config.pseudo_portion, config.pseudo_threshold)
             thresholds.update_parameters_name("thresholds.")
             self.parts["thresholds"] = thresholds
-        self._copy(self.network, student)
+        copy_weights(self.network, student)
         self.teaching = Average(Trainable(student), Trainable(self.network), config.teacher_decay, config)
         optimizer = self.new_optimizer(
             "student", ms.ParameterTuple(student.trainable_params()), config.lr_refine
@@ -206,11 +210,6 @@ class Method(trainer.Trainer):
         )
         self.add_update("refine", loss, {"student": optimizer})
 
-    @staticmethod
-    def _copy(origin, copy):
-        for before, after in zip(origin.get_parameters(), copy.get_parameters(), strict=True):
-            ops.assign(after, before)
-
     def begin_phase(self, phase):
         """The student starts as the network that adversarial training has left; that is the teacher."""
         if phase.name == "refine":
@@ -218,7 +217,7 @@ class Method(trainer.Trainer):
             self.freeze_statistics(self.network)
             self.averages.clear()  # from here on `network` follows the student, not `trained`
             if phase.step == 0:
-                self._copy(self.network, self.student)
+                copy_weights(self.network, self.student)
 
     def train_step(self, phase, batch):
         """One update; returns the scalars of `log_line` and of the curves."""
@@ -240,14 +239,10 @@ class Method(trainer.Trainer):
                 set_learning_rate(optimizer, (backbone if name == "backbone" else config.lr) * factor)
         return {"lr": config.lr * factor, "lr_backbone": backbone * factor}
 
-    def _counters(self, phase, number):
-        """Of random numbers: step and rank, and the part of a step whose gradients are accumulated."""
-        return (phase.step, self.device.rank, *([number] if number else []))
-
     def _pretrain_step(self, phase, batch):
         def inputs(part, number):
             images, labels = part["source"]
-            masks = self.masks(len(labels), "dropout pretrain", *self._counters(phase, number))
+            masks = self.masks(len(labels), "dropout pretrain", *self.counters(phase, number))
             return [ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels), *masks]
 
         loss, (accuracy,), more = self.run(self.updates["pretrain"], phase, batch, inputs)
@@ -266,7 +261,7 @@ class Method(trainer.Trainer):
             """Images of both domains, and masks: the same for discriminator and generator."""
             if number not in common:
                 images = np.concatenate((part["source"][0], part["target"][0]))
-                masks = self.masks(len(images), "dropout adapt", *self._counters(phase, number))
+                masks = self.masks(len(images), "dropout adapt", *self.counters(phase, number))
                 common[number] = ms.Tensor.from_numpy(images), masks
             return common[number]
 
@@ -292,7 +287,7 @@ class Method(trainer.Trainer):
         """[target images, random start, weight] of virtual adversarial training; [] if that is off."""
         if self.smoothness is None:
             return []
-        counters = self._counters(phase, number)
+        counters = self.counters(phase, number)
         rng = noise.generator(self.config.seed, f"virtual adversary {phase.name}", *counters)
         start = rng.standard_normal(target.shape, np.float32)
         weight = ms.Tensor(self.config.vat_weight * strength, ms.float32)
@@ -304,7 +299,7 @@ class Method(trainer.Trainer):
 
         def inputs(part, number):
             (source, labels), (seen, _) = part["source"], part["target"]
-            target, counters = seen, self._counters(phase, number)
+            target, counters = seen, self.counters(phase, number)
             if self.strong is not None:
                 target = self.strong(seen, noise.generator(self.config.seed, "strong", *counters))
             tensors = [ms.Tensor.from_numpy(array) for array in (source, labels, target, seen)]

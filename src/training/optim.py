@@ -94,3 +94,9 @@ def set_learning_rate(optimizer, rate):
     on with the old one (MindSpore 2.10 with its default MS_DEV_JIT_PIPELINE=1).
     """
     ops.assign(optimizer.learning_rate, ms.Tensor(rate, ms.float32))
+
+
+def copy_weights(origin, copy):
+    """Give cell `copy` the parameter values of `origin`, a cell of the same kind, bit for bit."""
+    for before, after in zip(origin.get_parameters(), copy.get_parameters(), strict=True):
+        ops.assign(after, before)  # in place: what is compiled already sees it, unlike after set_data

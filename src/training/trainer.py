@@ -80,6 +80,7 @@ class Trainer:
     DEFAULTS = {}  # {key of every method: this method's default}
     ALIASES = {}  # {name that users of the published code know: key it stands for, or an Alias}
     LEAST_SOURCES = 1  # labelled domains that the method needs
+    PUBLISHED_PARTS = {}  # {configuration key of a part's checkpoint: name that earlier releases gave it}
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
 
@@ -249,6 +250,10 @@ class Trainer:
         """Factor of the learning rate at `phase.step`, by `lr_schedule`."""
         return schedule(self.config.lr_schedule, phase.step, phase.steps)
 
+    def counters(self, phase, number):
+        """Of random numbers: step and rank, and the part of a step whose gradients are accumulated."""
+        return (phase.step, self.device.rank, *([number] if number else []))
+
     def masks(self, rows, stream, *counters, network=None):
         """The dropout masks of one pass over `rows` images, a list of Tensors in the order of
         `Classifier.masks`.
@@ -313,8 +318,7 @@ class Trainer:
             if getattr(self.config, name) != default:
                 raise UserError(
                     f"{name}: method {self.config.method} has a step of its own, to which this does not "
-                    "apply; "
-                    "leave it out"
+                    "apply; leave it out"
                 )
 
     def _check_batch(self):
