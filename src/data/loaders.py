@@ -195,9 +195,14 @@ class TestLoader:
 
     Iterating gives (images float32 (B, C, S, S), labels int32 (B,)); the last batch may be short. `total`
     counts the images of all ranks; files that this rank could not read are left out of it once that is known.
+
+    Attributes:
+        files: paths of all images by index; None where they are no files.
+        indices: which of them this rank sees, in order.
     """
 
     __test__ = False  # a loader, not a test case
+    files = None
 
     def __init__(self, count, labels, batch_size, rank=0, world=1):
         self.count, self.labels, self.batch_size = count, labels, batch_size
@@ -249,7 +254,7 @@ class FileTestLoader(TestLoader):
 
     def __init__(self, reader, labels, batch_size, preparation, rank=0, world=1):
         super().__init__(len(reader.files), labels, batch_size, rank, world)
-        self.reader, self.preparation = reader, preparation
+        self.reader, self.preparation, self.files = reader, preparation, reader.files
         reader.prepare = preparation.view
 
     @property

@@ -126,12 +126,7 @@ class Task:
 
     def unlabelled(self, preparation, batch_size, key="batch_size"):
         """{"target": TrainLoader without labels}; UserError if there is no target. See `labelled`."""
-        target = self.form.target
-        if target is None:
-            raise UserError(
-                "there is no target to adapt to: give target_image_root, or a set of domains with "
-                "target_domain"
-            )
+        target = self._target()
         part = target.part("target_train").without_labels()
         plan = self._plan(target.name, batch_size, key, self.form.target_augment)
         return {"target": self._train_loader(part, preparation, plan)}
@@ -172,9 +167,32 @@ class Task:
                 loaders[name] = self._test_loader(name, part, preparation, batch_size, "test")
         return loaders
 
+    def blind_target(self, preparation, batch_size=None):
+        """TestLoader of the target images that training may see, as evaluation sees them; every label is -1.
+
+        It is what may be measured, or shown, without target labels. Every rank sees all of it.
+
+        Raises:
+            UserError: there is no target.
+        """
+        part = self._target().part("target_train").without_labels()
+        if isinstance(part, Split):
+            part = part._replace(labels=np.full(len(part.images), -1, np.int32))
+        else:
+            part = dataclasses.replace(part, labels=np.full(len(part.files), -1, np.int32))
+        return self._test_loader("target", part, preparation, batch_size, "blind")
+
     def close(self):
         """Stop the threads that read."""
         self._workers.close()
+
+    def _target(self):
+        if self.form.target is None:
+            raise UserError(
+                "there is no target to adapt to: give target_image_root, or a set of domains with "
+                "target_domain"
+            )
+        return self.form.target
 
     def _numbered(self, part, domain):
         """A part with labels in the order of the task's classes."""
@@ -221,7 +239,7 @@ class Task:
         return FileTrainLoader(reader, part.labels, plan, preparation, config.color_jitter)
 
     def _test_loader(self, name, part, preparation, batch_size, role):
-        """role: "test", shared out over the ranks, or "held out"."""
+        """role: "test", shared out over the ranks, "held out", or "blind"."""
         batch_size = batch_size or self.config.eval_batch_size
         ranks = (self.device.rank, self.device.world) if role == "test" else (0, 1)
         if isinstance(part, Split):
@@ -241,7 +259,8 @@ class Task:
         if listing is not None:
             keep = self.config.cache == "memory"
             reader = Reader(listing.files, self._workers, keep=keep, left_out=self._left_out)
-            if listing.labels is not None:
+            if listing.classes is not None:
                 reader.group(listing.labels, self.classes)
-        self._opened[title] = count, reader
+        if role != "blind":  # images that were counted as the target's training images
+            self._opened[title] = count, reader
         return reader
