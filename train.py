@@ -31,7 +31,7 @@ def main():
     def build():
         task = open_task(settings, place, least_sources=method.LEAST_SOURCES)
         cell = method(settings, place, task)
-        return cell, task.test(cell.preparation, method.evaluation_batch(settings))
+        return cell, cell.test_sets()
 
     return loop.run(build, settings, place, started)
 

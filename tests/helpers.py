@@ -138,6 +138,7 @@ def train(cell, first=0, last=None):
     Returns [(phase's name, {scalar: float})], one for each step.
     """
     logged, begin = [], 0
+    cell.ready()
     last = sum(phase.steps for phase in cell.phases) if last is None else last
     for phase in cell.phases:
         steps = range(max(0, first - begin), min(phase.steps, last - begin))

@@ -128,4 +128,5 @@ def build(name):
             images = step(images, rng)
         return images
 
+    apply.__name__ = name  # features of augmented images are kept under it
     return apply

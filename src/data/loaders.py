@@ -24,6 +24,7 @@ class Plan:
         rank, world: this process and how many there are.
         augment: None, or a function (images float32 (N, C, H, W) in [0, 1], rng) -> the same.
         key: the configuration key of batch_size, for messages.
+        stream: names the random stream of augmentations, where it is another than `name`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Plan:
     world: int = 1
     augment: object = None
     key: str = "batch_size"
+    stream: str = ""
 
 
 class Arrays:
@@ -46,9 +48,9 @@ class Arrays:
 
     def __init__(self, splits, preparation, corners=False):
         self.preparation, self.corners = preparation, corners
-        images = [split.images for split in splits]
-        self.ends = np.cumsum([len(part) for part in images])
-        self.parts = [self._fit(part) if self._fits(len(part)) else part for part in images]
+        self.originals = [split.images for split in splits]
+        self.ends = np.cumsum([len(part) for part in self.originals])
+        self.parts = [self._fit(part) if self._fits(len(part)) else part for part in self.originals]
 
     def __len__(self):
         return int(self.ends[-1])
@@ -81,9 +83,14 @@ class TrainLoader:
     The same step gives the same batch. Each epoch is a new permutation of all images, shared out over the
     ranks without overlap; what does not fill a batch is left out.
 
+    Attributes:
+        files: paths of all images by index; None where they are no files.
+
     Raises:
         UserError: fewer images than one step of all ranks needs.
     """
+
+    files = None
 
     def __init__(self, count, labels, plan):
         self.count, self.labels, self.plan, self.batch_size = count, labels, plan, plan.batch_size
@@ -119,16 +126,17 @@ class ArrayTrainLoader(TrainLoader):
 
     def __init__(self, arrays, labels, plan):
         super().__init__(len(arrays), labels, plan)
-        self.arrays = arrays
+        self.arrays, self.preparation = arrays, arrays.preparation
 
     def batch(self, step):
-        indices = self._indices(step)
+        return self.made(self._indices(step), self._rng(step))
+
+    def made(self, indices, rng):
+        """(images, labels) at `indices`, augmented with the random numbers of `rng`."""
         images = self.arrays.batch(indices)
         if self.plan.augment is not None:
-            images = self.plan.augment(images, self._rng(step))
-        return self.arrays.preparation.normalise(images), None if self.labels is None else self.labels[
-            indices
-        ]
+            images = self.plan.augment(images, rng)
+        return self.preparation.normalise(images), None if self.labels is None else self.labels[indices]
 
 
 class FileTrainLoader(TrainLoader):
@@ -148,6 +156,7 @@ class FileTrainLoader(TrainLoader):
     def __init__(self, reader, labels, plan, preparation, color_jitter=0.0):
         super().__init__(len(reader.files), labels, plan)
         self.reader, self.preparation, self.color_jitter = reader, preparation, color_jitter
+        self.files = reader.files
         self.crops = preparation.crop_scale_min < 1
         reader.prepare = None if self.crops else preparation.view
         self._ahead = Ahead(reader.workers, self._make)
@@ -158,8 +167,19 @@ class FileTrainLoader(TrainLoader):
     def close(self):
         self._ahead.close()
 
+    def viewed(self, indices):
+        """Yield (index, image uint8 (S, S, 3)) of the good files among these, as evaluation sees them."""
+        for index, image in self.reader.stream(indices):
+            yield index, self.preparation.view(image) if self.crops else image
+
     def _make(self, step):
-        indices, rng, count = self._indices(step).copy(), self._rng(step), self.batch_size
+        return self.begin(self._indices(step).copy(), self._rng(step))
+
+    def begin(self, indices, rng):
+        """What `Ahead` wants of a batch: of the files at `indices`, augmented with the random numbers of
+        `rng`.
+        """
+        count = len(indices)
         draws = rng.random((count, CROP_TRIES, 4)) if self.crops else None
         flips = rng.random(count) < 0.5 if self.preparation.flip else np.zeros(count, bool)
         factors = 1 + self.color_jitter * (2 * rng.random((count, 3)) - 1) if self.color_jitter else None
@@ -237,12 +257,12 @@ class ArrayTestLoader(TestLoader):
 
     def __init__(self, arrays, labels, batch_size, rank=0, world=1):
         super().__init__(len(arrays), labels, batch_size, rank, world)
-        self.arrays = arrays
+        self.arrays, self.preparation = arrays, arrays.preparation
 
     def _batches(self, indices):
         for start in range(0, len(indices), self.batch_size):
             part = indices[start : start + self.batch_size]
-            yield self.arrays.preparation.normalise(self.arrays.batch(part)), self.labels[part]
+            yield self.preparation.normalise(self.arrays.batch(part)), self.labels[part]
 
 
 class FileTestLoader(TestLoader):
@@ -261,9 +281,13 @@ class FileTestLoader(TestLoader):
     def total(self):
         return self.count - len(self.reader.bad)
 
+    def viewed(self, indices):
+        """Yield (index, image uint8 (S, S, 3)) of the good files among these."""
+        yield from self.reader.stream(indices)
+
     def _batches(self, indices):
         images, labels = [], []
-        for index, image in self.reader.stream(indices):
+        for index, image in self.viewed(indices):
             images.append(image)
             labels.append(self.labels[index])
             if len(images) == self.batch_size:

@@ -122,7 +122,7 @@ class Reader:
         try:
             image = decode.read(self.files[index])
         except decode.Unreadable as error:
-            self._note(index, str(error))
+            self.note(index, str(error))
             return None
         if self.prepare is not None:
             image = self.prepare(image)
@@ -158,7 +158,8 @@ class Reader:
     def _images(self, indices):
         return [self.image(index) for index in indices]
 
-    def _note(self, index, reason):
+    def note(self, index, reason):
+        """Account for a file that can't be read; why, in words."""
         path = self.files[index]
         with self._lock:
             if index in self.bad:

@@ -184,7 +184,7 @@ def preparation(config):
     return dataclasses.replace(own, **changes)
 
 
-def build(config, classes, twice=False, dropout=None):
+def build(config, classes, twice=False, dropout=None, backbone=None):
     """The untrained network of a configuration.
 
     Args:
@@ -192,6 +192,7 @@ def build(config, classes, twice=False, dropout=None):
         classes: number of logits, >= 1.
         twice: whether gradients of gradients will be asked for.
         dropout: takes the place of the key `dropout`, if given.
+        backbone: takes the place of the network's own, if given.
 
     Raises:
         UserError: no such network, or an image size that it can't take.
@@ -200,7 +201,7 @@ def build(config, classes, twice=False, dropout=None):
         config = config.replace(dropout=dropout)
     chosen, variant = find(config.network)
     prepared = preparation(config)
-    backbone = chosen.backbone(variant, config, prepared, twice)
+    backbone = backbone or chosen.backbone(variant, config, prepared, twice)
     neck = Bottleneck(backbone.feature_size, config.bottleneck) if config.bottleneck else None
     if neck is None:
         head = chosen.head(backbone, classes, config)

@@ -19,6 +19,23 @@ class LinearHead(nn.Cell):
         return self.dense(features if keep is None else features * keep)
 
 
+class Precomputed(nn.Cell):
+    """In place of a backbone where its features (N, D) are given: hands them on.
+
+    Args:
+        backbone: the one that computed them.
+    """
+
+    masks = ()
+
+    def __init__(self, backbone):
+        super().__init__(auto_prefix=False)
+        self.feature_size, self.head_dropout = backbone.feature_size, backbone.head_dropout
+
+    def construct(self, features):
+        return features
+
+
 class Bottleneck(nn.Cell):
     """Features (N, D) -> (N, size): dense layer, batch normalisation, ReLU."""
 

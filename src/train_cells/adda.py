@@ -19,7 +19,6 @@ from model_utils import checkpoint, noise
 from model_utils.device import jit
 from model_utils.errors import UserError
 from model_utils.key import Alias, Key
-from src import networks
 from src.data import augment
 from src.evaluation import held_out
 from src.evaluation.evaluate import evaluating
@@ -81,6 +80,7 @@ class Method(trainer.Trainer):
         "confidence": Key(0.9, "probability from which a prediction counts as confident", low=0, below=1),
         "gamma": Key(10.0, "how fast λ(p) = 2/(1+exp(-gamma·p)) - 1 grows over adversarial training", low=0),
     }
+    ON_IMAGES = ("consistency_weight",)
     # Names that users of the published code know, and the keys they stand for.
     ALIASES = {
         "dataset": "source_dataset_name",
@@ -111,9 +111,9 @@ class Method(trainer.Trainer):
         """Frozen source network, discriminator, and three optimizers: new ones for adaptation."""
         config, network = self.config, self.trained
         if config.source_ckpt_file and not config.resume:
-            checkpoint.load_network(self.network, config.source_ckpt_file)
+            checkpoint.load_network(self.whole, config.source_ckpt_file)
             copy_weights(self.network, self.trained)
-        frozen = self.add_part("source_network", networks.build(config, len(self.task.classes)))
+        frozen = self.add_part("source_network", self.new_network())
         for weight in frozen.get_parameters():
             weight.requires_grad = False
         discriminator = self.add_part("discriminator", Discriminator(len(self.task.classes)))

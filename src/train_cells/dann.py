@@ -14,7 +14,6 @@ from model_utils import noise
 from model_utils.device import jit
 from model_utils.errors import UserError
 from model_utils.key import FALSE, TRUE, Alias, Key
-from src import networks
 from src.data import augment
 from src.evaluation import held_out
 from src.evaluation.evaluate import evaluating
@@ -103,6 +102,7 @@ class Method(trainer.Trainer):
             "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
         ),
     }
+    ON_IMAGES = ("strong_augment",)
     ALIASES = {
         "joint_batch": Alias(
             "batch_norm",
@@ -183,10 +183,7 @@ class Method(trainer.Trainer):
 
     def _prepare_refinement(self):
         config = self.config
-        student = networks.build(config, len(self.task.classes), dropout=config.refine_dropout)
-        if config.freeze_backbone:
-            for parameter in student.backbone.get_parameters():
-                parameter.requires_grad = False
+        student = self.new_network(dropout=config.refine_dropout)
         self.student = self.add_part("student", student)
         self.strong = augment.build(config.strong_augment)
         thresholds = None
@@ -328,8 +325,8 @@ class Method(trainer.Trainer):
     def published_files(self):
         """The two files that earlier users of this model know."""
         return {
-            "best_backbone_t.ckpt": self.network.backbone,
-            "best_class_classifier.ckpt": self.network.head,
+            "best_backbone_t.ckpt": self.whole.backbone,
+            "best_class_classifier.ckpt": self.whole.head,
         }
 
     def log_line(self, phase, values):

@@ -29,7 +29,6 @@ from model_utils import noise
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from model_utils.key import Key
-from src import networks
 from src.evaluation.evaluate import held_out_accuracies
 from src.losses.meta import (
     Directional,
@@ -172,7 +171,7 @@ class Method(trainer.Trainer):
         Through a network of its own over the same weights, in float32: the fast operators have no second
         derivatives.
         """
-        twin = networks.build(self.config, len(self.task.classes), twice=True)
+        twin = self.new_network(twice=True)
         self.second_order = share_parameters(self.trained, twin)
         accelerate(self.second_order, second_order=True)
         gradient = ms.value_and_grad(TaskLoss(self.second_order), None, self.network_weights)

@@ -38,5 +38,20 @@ def keys():
         ),
         "gradient_accumulation": Key(1, "batches whose gradients are averaged for one step", low=1),
         "clip_grad_norm": Key(0.0, "largest Euclidean norm of all gradients together; 0: no limit", low=0),
+        "cache_features": Key(
+            False,
+            "with freeze_backbone: compute the backbone's features of every image once, keep them in "
+            "feature_folder, and train on them",
+        ),
+        "feature_views": Key(
+            2, "with cache_features: augmented views of each training image beside the plain one", low=0
+        ),
+        "feature_folder": Key(
+            "",
+            "where features are kept, for all runs on the same images and network; empty: folder features "
+            "beside output_dir",
+            path=True,
+            volatile=True,
+        ),
         "ema_decay": Key(0.0, "decay of the average of weights that is evaluated; 0: none", low=0, below=1),
     }

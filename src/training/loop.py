@@ -92,7 +92,7 @@ class Run:
 
         A full disk is reported, and fatal only when `required`; no rank goes on before such a one is written.
         """
-        broadcast_parameters([self.cell.network], self.device, statistics_only=True)
+        broadcast_parameters([self.cell.whole], self.device, statistics_only=True)
         with self.device.together() if required else contextlib.nullcontext():
             if self.device.is_main:
                 self._write_checkpoint(required)
@@ -223,7 +223,7 @@ class Run:
 
     def _check_finite_weights(self, phase):
         """The loss of a step is that of the weights before it; what is saved are those after it."""
-        for parameter in self.cell.network.get_parameters():
+        for parameter in self.cell.whole.get_parameters():
             if not np.isfinite(parameter.asnumpy()).all():
                 raise self._non_finite(phase, f"{parameter.name} became infinite or not a number")
 
@@ -240,7 +240,7 @@ class Run:
 
     def evaluate(self, phase, metrics):
         """Validation figures and test accuracies; the target's is reported, never used."""
-        broadcast_parameters([self.cell.network], self.device, statistics_only=True)
+        broadcast_parameters([self.cell.whole], self.device, statistics_only=True)
         figures = self.cell.validate(phase)
         if figures:
             metrics.write("validation", self.step, figures, phase=phase.name, seconds=self.seconds())
@@ -309,6 +309,7 @@ def run(build, config, device, started):
             if config.resume and device.is_main:
                 this.resume()
         this.share_state()
+        cell.ready()
         if device.is_main:
             config.write(folder / "config.yaml")
         metrics = run_log.Metrics(
@@ -342,7 +343,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         this.evaluate(cell.phases[-1], metrics)
     if not device.is_main:
         return 0
-    checkpoint.save_cell(cell.network, folder / "network.ckpt", this.meta())
+    checkpoint.save_cell(cell.whole, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():
         checkpoint.save_cell(part, folder / name, {"format": checkpoint.FORMAT, "classes": this.classes})
     result.write(this.result(), folder / "result.json")

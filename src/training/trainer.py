@@ -17,11 +17,13 @@ from model_utils import noise
 from model_utils.errors import UserError
 from src import networks
 from src.evaluation.evaluate import Evaluator
+from src.networks.heads import Precomputed
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
 from src.training import optim, precision
 from src.training.averaging import Average
 from src.training.batch_norm import has_batch_norm, set_frozen
+from src.training.feature_cache import FeatureCache
 from src.training.schedules import schedule
 from src.training.update import Update
 
@@ -67,10 +69,14 @@ class Trainer:
         task: `src.data.tasks.Task`: the domains, by role.
 
     Attributes:
-        network: `networks.Classifier`, images -> logits: what is evaluated, exported and saved.
+        network: `networks.Classifier`, images -> logits: what is evaluated. With `cache_features` it takes
+            features in place of images, as everything else here does then.
+        whole: `networks.Classifier`, images -> logits: what is saved. It is `network`, or with
+            `cache_features` the frozen backbone followed by `network`.
         trained: what gradients are taken through: `network` itself, a float16 tree over the same weights, or
             with `ema_decay` a network of its own, whose average `network` is.
         phases: list of Phase, trained in order.
+        held_out: None, or {name: TestLoader} of what is held out of training (`Task.held_out`).
         parts: {name: nn.Cell} of further networks that the method trains (`add_part`).
         updates: {name: Update}, the gradient steps (`add_update`).
         evaluator: counts what `network` predicts; compiled once for tests and held-out images.
@@ -83,17 +89,19 @@ class Trainer:
     PUBLISHED_PARTS = {}  # {configuration key of a part's checkpoint: name that earlier releases gave it}
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
+    ON_IMAGES = ()  # keys of this method that change images within a step: not with cache_features
 
     def __init__(self, config, device, task):
         self.config, self.device, self.task = config, device, task
         self._refuse_keys()
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
+        self.held_out = self.cache = None
         self.plan()
-        self.network = networks.build(config, len(task.classes))
+        self.network = self.whole = networks.build(config, len(task.classes))
         load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
-            for parameter in self.network.backbone.get_parameters():
-                parameter.requires_grad = False
+            freeze(self.network.backbone)
+        self.cache = self._feature_cache()
         self._check_batch()
         self.dynamic = config.amp_level != "O0" and config.loss_scale_mode == "dynamic"
         self.loss_scale = precision.LossScale(config.loss_scale if config.amp_level != "O0" else 1.0)
@@ -104,7 +112,7 @@ class Trainer:
     # What a method defines.
 
     def plan(self):
-        """Set `phases` from `task`, before any network is built."""
+        """Set `phases`, and perhaps `held_out`, from `task`, before any network is built."""
         raise NotImplementedError
 
     def prepare(self):
@@ -151,12 +159,23 @@ class Trainer:
 
     # What the loop calls beside those.
 
+    def test_sets(self):
+        """{name: TestLoader} of the test images, this rank's share; see `Task.test`."""
+        loaders = self.task.test(self.preparation, self.evaluation_batch(self.config))
+        return {name: self.seen(loader) for name, loader in loaders.items()}
+
+    def ready(self):
+        """Called once the weights are those that training begins, or goes on, with."""
+        if self.cache:
+            self.cache.fill()
+
     def start_phase(self, phase):
         """Every network into training mode, but for what is frozen; then the method's own preparation.
 
         MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
         statistics, and a compiled step keeps the mode it was compiled in.
         """
+        self.network.set_train(True)
         for cell in self.state().values():
             if not isinstance(cell, nn.Optimizer):
                 cell.set_train(True)
@@ -170,7 +189,7 @@ class Trainer:
         for update in self.updates.values():
             optimizers |= {f"optimizer_{name}": optimizer for name, optimizer in update.optimizers.items()}
         return {
-            "network": self.network,
+            "network": self.whole,
             **trained,
             **self.parts,
             **optimizers,
@@ -194,6 +213,20 @@ class Trainer:
             parameter.name = f"{name}.{parameter.name}"
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
+
+    def new_network(self, **options):
+        """A further network like `network`, with weights of its own. options: of `networks.build`."""
+        backbone = Precomputed(self.whole.backbone) if self.cache else None
+        network = networks.build(self.config, len(self.task.classes), backbone=backbone, **options)
+        if self.config.freeze_backbone:
+            freeze(network.backbone)
+        return network
+
+    def seen(self, loader):
+        """The loader that gives `network` what it takes, for a loader of images: itself, or with
+        `cache_features` one of their features, which `ready` fills.
+        """
+        return self.cache.loader(loader) if self.cache else loader
 
     def weights(self, *names):
         """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name."""
@@ -320,6 +353,12 @@ class Trainer:
                     f"{name}: method {self.config.method} has a step of its own, to which this does not "
                     "apply; leave it out"
                 )
+        for name in self.ON_IMAGES if self.config.cache_features else ():
+            if getattr(self.config, name) != self.config.keys[name].default:
+                raise UserError(
+                    f"{name}: changes images in every step, which cached features do not allow; leave it, or "
+                    "cache_features, out"
+                )
 
     def _check_batch(self):
         config = self.config
@@ -331,12 +370,35 @@ class Trainer:
         if self.smallest_batch < 2 and (normalises or config.bottleneck):
             raise UserError("batch_size: batch normalisation needs at least 2 images; choose a larger one")
 
+    def _feature_cache(self):
+        """The FeatureCache, and everything that takes images turned to features; None without one."""
+        config, whole = self.config, self.whole
+        if not config.cache_features:
+            return None
+        if not config.freeze_backbone:
+            raise UserError(
+                "cache_features: only a frozen backbone always gives the same features; add "
+                "--freeze_backbone true, or leave cache_features out"
+            )
+        accelerate(whole.backbone)
+        self.cache = FeatureCache(config, self.device, whole)
+        self.network = self.new_network()
+        optim.copy_weights(whole.head, self.network.head)
+        if whole.neck is not None:
+            optim.copy_weights(whole.neck, self.network.neck)
+        whole.neck, whole.head = self.network.neck, self.network.head
+        for phase in self.phases:
+            phase.loaders = {name: self.seen(loader) for name, loader in phase.loaders.items()}
+        if self.held_out:
+            self.held_out = {name: self.seen(loader) for name, loader in self.held_out.items()}
+        return self.cache
+
     def _trained_network(self):
         config, network = self.config, self.network
         if not config.ema_decay and config.amp_level == "O0":
             accelerate(network)
             return network
-        trained = networks.build(config, len(self.task.classes))
+        trained = self.new_network()
         if config.ema_decay:
             for own, other in zip(trained.get_parameters(), network.get_parameters(), strict=True):
                 ops.assign(own, other)
@@ -384,6 +446,12 @@ class Trainer:
                 float(self.loss_scale.scale),
             )
         return skipped
+
+
+def freeze(cell):
+    """Leave a cell's parameters out of training."""
+    for parameter in cell.get_parameters():
+        parameter.requires_grad = False
 
 
 def _rows(pair, number, count):
