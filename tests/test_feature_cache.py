@@ -1,5 +1,6 @@
 """Training on the kept features of a frozen backbone: `cache_features`."""
 
+import itertools
 import shutil
 
 import mindspore as ms
@@ -24,7 +25,7 @@ def configured(method, tmp_path, kind=None, **changes):
 
 def features_in(folder):
     """The files of features in a folder."""
-    return sorted(folder.glob("*.npy"))
+    return sorted(folder.rglob("*.npy"))
 
 
 @pytest.fixture
@@ -75,8 +76,9 @@ def test_losses_are_those_of_training_through_the_frozen_backbone(place, tmp_pat
 def test_digits_in_arrays_are_kept_too(place, tmp_path):
     cell = build(configured("supervised", tmp_path, "digits"), place)
     train(cell)
-    names = {p.parent.name for p in features_in(tmp_path / "features")}
-    assert names == {"features"}
+    stored = sum(len(np.load(path)) for path in features_in(tmp_path / "features"))
+    images = sum(loader.count for loader in cell.phases[0].loaders.values())
+    assert stored >= 3 * images
 
 
 def test_views_are_the_plain_one_and_augmented_ones(place, tmp_path):
@@ -84,12 +86,12 @@ def test_views_are_the_plain_one_and_augmented_ones(place, tmp_path):
     cell = build(settings, place)
     cell.ready()
     (loader,) = cell.phases[0].loaders.values()
-    plain, augmented = loader.blocks
-    assert plain.shape[0] == 1 and augmented.shape[:2] == (2, plain.shape[1])
-    assert not np.array_equal(augmented[0], augmented[1]) and not np.array_equal(plain[0], augmented[0])
+    views = [view.take(loader.places) for view in loader.views]
+    assert len(views) == 3 and views[0].shape == (25, cell.whole.backbone.feature_size)
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations(views, 2))
     features, _ = loader.batch(0)
     np.testing.assert_array_equal(features, loader.batch(0)[0])
-    rows = {row.tobytes() for block in loader.blocks for view in np.asarray(block) for row in view}
+    rows = {row.tobytes() for view in views for row in view}
     assert all(row.tobytes() in rows for row in features)
 
 
@@ -102,9 +104,9 @@ def test_features_are_reused_until_something_changes(place, tmp_path, copied, ca
         cell = build(configured("supervised", tmp_path, **{**roots, **changes}), place, seed=1)
         with caplog.at_level("INFO", "run"):
             cell.ready()
-        return "go through the backbone" in caplog.text
+        return int(caplog.text.split("features: ")[1].split()[0]) if "features: " in caplog.text else 0
 
-    assert fill()
+    assert fill() == 28 + 25 + 25
     assert not fill()
     assert not fill(lr_max=0.001, seed=5)
     shutil.move(root / "a", tmp_path / "elsewhere" / "a")
@@ -113,8 +115,9 @@ def test_features_are_reused_until_something_changes(place, tmp_path, copied, ca
     count = len(features_in(tmp_path / "features"))
     image = next((tmp_path / "elsewhere" / "a" / "round").iterdir())
     shutil.copy(next((root / "c" / "square").iterdir()), image)
-    assert fill(), "another image under an old name"
-    assert fill(feature_views=3)
+    assert fill() == 3, "another image under an old name"
+    assert fill(feature_views=3) == 25
+    assert not fill(feature_views=1)
     assert fill(crop_scale_min=0.5)
     assert len(features_in(tmp_path / "features")) > count
 
@@ -129,7 +132,7 @@ def test_a_damaged_file_is_made_anew(damage, place, tmp_path, caplog):
     path.write_bytes({"cut": contents[path][:-100], "bit": bytes(broken), "empty": b""}[damage])
     with caplog.at_level("INFO", "run"):
         train(build(configured("supervised", tmp_path), place, seed=1), 0, 1)
-    assert f"{path} is damaged or cut short; it is made anew" in caplog.text
+    assert f"{path} is damaged or cut short; what it should hold is computed anew" in caplog.text
     assert path.read_bytes() == contents[path]
 
 

@@ -45,43 +45,36 @@ class Pictures:
         if self.loader.files is None:
             for start in range(0, len(indices), CHUNK):
                 part = indices[start : start + CHUNK]
-                yield part, self.loader.preparation.normalise(self.loader.arrays.batch(part))
-            return
-        found, images = [], []
-        for index, image in self.loader.viewed(indices):
-            found.append(index)
-            images.append(image)
-            if len(images) == CHUNK:
-                yield np.array(found), self.loader.preparation.to_network(np.stack(images))
-                found, images = [], []
-        if images:
-            yield np.array(found), self.loader.preparation.to_network(np.stack(images))
+                yield part, self.loader.preparation.normalise(self.loader.arrays.batch(np.array(part)))
+        else:
+            to_network = self.loader.preparation.to_network
+            yield from _chunks(self.loader.viewed(indices), lambda images: to_network(np.stack(images)))
 
     def augmented(self, indices, view):
         """Yield (indices, images) in chunks, augmented as the loader does it; all of them must be readable.
 
-        view: number of the view. What is drawn depends on it, on the position in `indices`, and on nothing
-        else, so that every run can use the same views.
+        view: number of the view. What is drawn depends on it and on the image's content and on nothing else,
+        so that every run can use the same views.
         """
-        parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
 
-        def rng(number):
-            return generator(0, "augmented view", view, number)
+        def rng(index):
+            return generator(0, "augmented view", view, int(self.digests[index], 16))
 
+        rows = [np.array([index]) for index in indices]
         if self.loader.files is None:
-            for number, part in enumerate(parts):
-                yield part, self.loader.made(part, rng(number))[0]
+            made = ((row[0], self.loader.made(row, rng(row[0]))[0]) for row in rows)
+            yield from _chunks(made, np.concatenate)
             return
 
         def make(number):
-            if number == len(parts):
+            if number >= len(rows):
                 return 0, None, None  # `Ahead` looks beyond the end
-            return self.loader.begin(parts[number].copy(), rng(number))
+            return self.loader.begin(rows[number].copy(), rng(rows[number][0]))
 
-        ahead = Ahead(self.loader.reader.workers, make, depth=1)
+        ahead = Ahead(self.loader.reader.workers, make, depth=CHUNK)
         try:
-            for number, part in enumerate(parts):
-                yield part, ahead.get(number)[0]
+            made = ((row[0], ahead.get(number)[0]) for number, row in enumerate(rows))
+            yield from _chunks(made, np.concatenate)
         finally:
             ahead.close()
 
@@ -97,6 +90,19 @@ class Pictures:
         """
         self.loader.reader.note(index, reason)
         self.loader.reader.image(index)
+
+
+def _chunks(pairs, join):
+    """(index, image) one by one -> (indices, images) by `CHUNK`; join: list of images -> float32 array."""
+    indices, images = [], []
+    for index, image in pairs:
+        indices.append(index)
+        images.append(image)
+        if len(images) == CHUNK:
+            yield indices, join(images)
+            indices, images = [], []
+    if images:
+        yield indices, join(images)
 
 
 def _digest(content):
@@ -127,27 +133,29 @@ class FeatureTrainLoader(TrainLoader):
     def __init__(self, loader):
         super().__init__(loader.count, loader.labels, loader.plan)
         self.loader, self.pictures = loader, Pictures(loader)
-        self.blocks, self.rows, self.stand_in = (), None, None
+        self.views, self.places, self.stand_in = (), None, None
 
-    def fill(self, blocks, rows):
-        """blocks: arrays (views, images, D); rows: the place of each of this loader's images in them, or -1
-        for one that can't be read: the next good one takes its place.
+    def fill(self, views, places):
+        """Take the features.
+
+        Args:
+            views: list of objects with `take(positions) -> float32 (N, D)`.
+            places: int (images,), the position of each image in them; -1 for one that can't be read: the
+                next good one takes its place.
         """
-        self.blocks, self.rows = blocks, rows
-        self.views = sum(len(block) for block in blocks)
-        good = np.flatnonzero(rows >= 0)
-        self.stand_in = good[np.searchsorted(good, np.arange(len(rows))) % len(good)]
+        self.views, self.places = views, places
+        good = np.flatnonzero(places >= 0)
+        self.stand_in = good[np.searchsorted(good, np.arange(len(places))) % len(good)]
 
     def batch(self, step):
         indices = self.stand_in[self._indices(step)]
         rng = generator(self.plan.seed, f"view {self.plan.stream or self.plan.name}", step, self.plan.rank)
-        views, rows = rng.integers(0, self.views, len(indices)), self.rows[indices]
-        features = np.empty((len(indices), self.blocks[0].shape[2]), np.float32)
-        begin = 0
-        for block in self.blocks:
-            own = (views >= begin) & (views < begin + len(block))
-            features[own] = block[views[own] - begin, rows[own]]
-            begin += len(block)
+        drawn, places = rng.integers(0, len(self.views), len(indices)), self.places[indices]
+        features = self.views[0].take(places)
+        for number, view in enumerate(self.views[1:], 1):
+            own = drawn == number
+            if own.any():
+                features[own] = view.take(places[own])
         return features, None if self.labels is None else self.labels[indices]
 
 
@@ -158,18 +166,18 @@ class FeatureTestLoader(TestLoader):
         super().__init__(loader.count, loader.labels, loader.batch_size)
         self.indices, self.classes, self.files = loader.indices, loader.classes, loader.files
         self.loader, self.pictures = loader, Pictures(loader)
-        self.block, self.rows = None, None
+        self.plain, self.places = None, None
 
     @property
     def total(self):
         return self.loader.total
 
-    def fill(self, blocks, rows):
-        """See FeatureTrainLoader; there is one block, of one view."""
-        self.block, self.rows = blocks[0][0], rows
+    def fill(self, views, places):
+        """See FeatureTrainLoader; there is one view."""
+        (self.plain,), self.places = views, places
 
     def _batches(self, indices):
-        good = indices[self.rows[indices] >= 0]
+        good = indices[self.places[indices] >= 0]
         for start in range(0, len(good), self.batch_size):
             part = good[start : start + self.batch_size]
-            yield np.ascontiguousarray(self.block[self.rows[part]]), self.labels[part]
+            yield self.plain.take(self.places[part]), self.labels[part]
