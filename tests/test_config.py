@@ -271,6 +271,13 @@ def test_lists_of_floats_refuse_what_is_no_number(value):
 # --help
 
 
+def test_an_overlay_of_another_method_gives_what_both_have(recwarn):
+    loaded = experiment.load(["--config=configs/dann_photos.yaml", "--method=adda"])
+    assert (loaded.method, loaded.bottleneck, loaded.steps_per_epoch) == ("adda", 256, 100)
+    (line,) = [str(warning.message) for warning in recwarn]
+    assert "n_epoch, lr_backbone_s left out" in line and "configs/dann_photos.yaml" in line
+
+
 @pytest.mark.parametrize("method", method_names())
 def test_help_lists_every_key_with_default_and_meaning(method, capsys):
     assert experiment.load(["--help", f"--method={method}", "--seed=7"]) is None

@@ -82,8 +82,7 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         # names.
         base = {name: value for name, value in base.items() if name in COMMON}
     layers[0] = ({name: value for name, value in layers[0][0].items() if name in keys}, layers[0][1])
-    if "network" in layers[-1][0]:
-        layers[1] = (_without_other_networks(layers[1][0], keys, layers[1][1]), layers[1][1])
+    layers[1] = (_without_foreign(overlay, *layers[1], layers[-1][0], keys), layers[1][1])
     values = {name: key.default for name, key in keys.items()}
     for layer, where in [(base, base_path.name), *layers]:
         values.update(_parse_layer(layer, keys, where, method))
@@ -171,14 +170,23 @@ def _own_names(layer, method, where, program):
     return own
 
 
-def _without_other_networks(layer, keys, where):
-    """An overlay without the keys of its own network, where the command line names another."""
-    foreign = [name for name in layer if name not in keys and _network_of(name)]
-    if foreign:
+def _without_foreign(overlay, layer, where, given, keys):
+    """A layer without the keys of the overlay's method or network where the command line names another.
+
+    layer: the overlay under the names that `keys` has. given: the command line, likewise.
+    """
+    other = find_method(overlay["method"]).KEYS if "method" in given and "method" in overlay else {}
+    left_out = [
+        name
+        for name in layer
+        if name not in keys and (name in other or ("network" in given and _network_of(name)))
+    ]
+    if left_out:
         warnings.warn(
-            f"{where}: {', '.join(foreign)} left out, which the network asked for does not have", stacklevel=2
+            f"{where}: {', '.join(left_out)} left out: the method or network asked for has no such key",
+            stacklevel=2,
         )
-    return {name: value for name, value in layer.items() if name not in foreign}
+    return {name: value for name, value in layer.items() if name not in left_out}
 
 
 def _network_of(name):

@@ -1,0 +1,179 @@
+"""Methods on every pair of domains of a folder, on the features of a frozen backbone or fine-tuned.
+
+    python -m benchmarks.pairs ROOT [--methods mcc supervised …] [--seeds 0 1 2] [--pairs photo-sketch …]
+                               [--prefix photos] [--folder DIR] [--workers N] [--save] [--key value …]
+
+ROOT holds <domain>/<class>/* images. For each seed, method and ordered pair of domains runs train.py with
+configs/<prefix>_<method>.yaml, or configs/<prefix>.yaml where that is the method's, the first domain as
+labelled source and the second as unlabelled target. A run that is in DIR (default: outputs/pairs) already,
+finished and of the same command, is not repeated. With --workers N as many runs go on at once, each with its
+share of the cores.
+
+Prints the accuracy on all target images at the last checkpoint, in %: for each pair the mean over the seeds,
+then the mean over the pairs, mean ± standard deviation of the sample over seeds. --save keeps all of it in
+benchmarks/results/pairs.json.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.report import spread
+from model_utils import cli, config
+from model_utils.checkpoint import atomic
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+from src.data.files import subfolders
+from src.setup import settings as experiment
+
+KEPT = ROOT / "benchmarks" / "results" / "pairs.json"
+
+
+def configuration(prefix, method):
+    """The name of the configuration file of a method."""
+    for name in (f"{prefix}_{method}", prefix):
+        path = ROOT / "configs" / f"{name}.yaml"
+        if path.is_file() and config.read_yaml(path)["method"] == method:
+            return name
+    raise UserError(f"methods: there is no configs/{prefix}_{method}.yaml")
+
+
+def run(root, pair, words, folder, cores):
+    """The content of result.json of one run, and whether it was there already.
+
+    Args:
+        root: the folder of domains; it is not part of what identifies a command.
+        pair: (source, target).
+        words: further arguments of train.py.
+        cores: set of processors the run may use.
+
+    Raises:
+        UserError: it failed, or the folder holds the run of another command.
+    """
+    path = folder / "result.json"
+    roots = [f"--{side}_image_root={name}" for side, name in zip(("source", "target"), pair, strict=True)]
+    line = " ".join(["python", "train.py", *words, *roots])
+    if path.is_file():
+        about = json.loads((folder / "command.json").read_text(encoding="utf-8"))
+        if about != line:
+            raise UserError(f"{folder} holds the run of another command ({about}); give another --folder")
+        return json.loads(path.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.json").write_text(json.dumps(line), encoding="utf-8")
+    full = [sys.executable, "train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}"]
+    with open(folder / "printed.log", "w", encoding="utf-8") as log:
+        status = subprocess.run(
+            full,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        ).returncode
+    if status:
+        raise UserError(f"{' '.join(full)} left with status {status}; see {folder / 'printed.log'}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def everything(arguments, keys):
+    """{(method, pair, seed): (accuracy in %, seconds)}"""
+    jobs = list(itertools.product(arguments.seeds, arguments.methods, arguments.pairs))
+    every = sorted(os.sched_getaffinity(0))
+    free = [set(every[number :: arguments.workers]) for number in range(arguments.workers)]
+
+    def one(job):
+        seed, method, pair = job
+        name = configuration(arguments.prefix, method)
+        words = [f"--config=configs/{name}.yaml", f"--seed={seed}", *keys]
+        folder = arguments.folder / f"{name}-{'-'.join(pair)}-seed{seed}"
+        cores = free.pop()
+        try:
+            result = run(arguments.root, pair, words, folder, cores)
+        finally:
+            free.append(cores)
+        accuracy = 100 * result["accuracy"]["target"]
+        print(
+            f"{method} {'-'.join(pair)} seed {seed}: {accuracy:.2f} % in {result['seconds']:.0f} s",
+            flush=True,
+        )
+        return (method, pair, seed), (accuracy, result["seconds"])
+
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        return dict(pool.map(one, jobs))
+
+
+def table(found, methods, pairs, seeds):
+    """Lines of a Markdown table: pairs in columns, methods in rows."""
+    lines = [
+        f"| | {' | '.join(f'{source[0].upper()}→{target[0].upper()}' for source, target in pairs)} | mean |",
+        "|---" * (len(pairs) + 2) + "|",
+    ]
+    for method in methods:
+        cells = [statistics.mean(found[method, pair, seed][0] for seed in seeds) for pair in pairs]
+        means = [statistics.mean(found[method, pair, seed][0] for pair in pairs) for seed in seeds]
+        lines.append(f"| {method} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {spread(means)} |")
+    return lines
+
+
+def save(found, command):
+    """Add the results to those that are kept: {method: {pair: {seed: [accuracy, seconds]}}}."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"runs": {}, "commands": []}
+    for (method, pair, seed), (accuracy, seconds) in found.items():
+        of_pair = kept["runs"].setdefault(method, {}).setdefault("-".join(pair), {})
+        of_pair[str(seed)] = [round(accuracy, 4), round(seconds, 1)]
+    kept["commands"] = sorted({*kept["commands"], command})
+    with atomic(KEPT) as temporary:
+        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def parse(argv):
+    """(arguments, the words for train.py)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("root", metavar="ROOT", type=Path)
+    parser.add_argument("--methods", nargs="+", default=["supervised", "dann", "adda", "mcc"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--pairs", nargs="+", metavar="SOURCE-TARGET", help="default: all of them")
+    parser.add_argument("--prefix", default="photos")
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "pairs")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--save", action="store_true")
+    arguments, words = parser.parse_known_args(argv)
+    keys = [f"--{name}={value}" for name, value in config.read_arguments(words).items()]
+    names = subfolders(arguments.root)
+    every = [pair for pair in itertools.product(sorted(names, key=order), repeat=2) if len({*pair}) == 2]
+    chosen = arguments.pairs or ["-".join(pair) for pair in every]
+    unknown = [name for name in chosen if tuple(name.split("-")) not in every]
+    if unknown:
+        raise UserError(f"pairs: {unknown[0]} is no pair of the domains {', '.join(names)}")
+    arguments.pairs = [tuple(name.split("-")) for name in chosen]
+    arguments.root, arguments.folder = arguments.root.absolute(), arguments.folder.absolute()
+    for method in arguments.methods:
+        experiment.load([f"--config=configs/{configuration(arguments.prefix, method)}.yaml", *keys])
+    return arguments, keys
+
+
+def order(name):
+    """PACS as tables of it have it: photo, art_painting, cartoon, sketch; others by name after them."""
+    known = ("photo", "art_painting", "cartoon", "sketch")
+    return known.index(name) if name in known else len(known), name
+
+
+def main():
+    arguments, keys = parse(sys.argv[1:])
+    found = everything(arguments, keys)
+    print("\n".join(table(found, arguments.methods, arguments.pairs, arguments.seeds)))
+    if arguments.save:
+        save(found, " ".join(["python -m benchmarks.pairs PACS", *sys.argv[2:]]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
