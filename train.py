@@ -29,7 +29,7 @@ def main():
     place = set_up(settings)
 
     def build():
-        task = open_task(settings, place, least_sources=method.LEAST_SOURCES)
+        task = open_task(settings, place, method.known_classes(settings), method.LEAST_SOURCES)
         cell = method(settings, place, task)
         return cell, cell.test_sets()
 

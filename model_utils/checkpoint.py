@@ -202,13 +202,15 @@ def fill(parameters, values, what, where):
         ms.ops.assign(parameter, ms.Tensor(values[name], parameter.dtype))
 
 
+def stored_meta(path):
+    """META of a checkpoint, or of the newest one in a run's folder; None where it has none."""
+    path = Path(paths.expanded(path, "checkpoint"))
+    return newest(path)[2] if path.is_dir() else read(path)[1]
+
+
 def stored_config(path):
     """The configuration stored in a checkpoint or in a run's folder; {} where there is none."""
-    path = Path(paths.expanded(path, "checkpoint"))
-    if path.is_dir():
-        meta = newest(path)[2]
-    else:
-        _, meta = read(path)
+    meta = stored_meta(path)
     config = meta.get("config", {}) if isinstance(meta, dict) else {}
     if config and not (isinstance(config, dict) and isinstance(config.get("method"), str)):
         raise UserError(f"checkpoint {path}: the configuration stored in it is damaged; use another one")

@@ -75,15 +75,17 @@ def tiny_data(method):
 
     tests/tiny/<method>.py, where there is one, writes them: make(folder) -> {key: value}.
     """
-    path = TINY / f"{method}.py"
-    if not path.is_file():
-        return {}
-    spec = importlib.util.spec_from_file_location(f"tiny_{method}", path)
+    return make_data(method) if (TINY / f"{method}.py").is_file() else {}
+
+
+def make_data(method, *arguments, **keys):
+    """What tests/tiny/<method>.py makes in a new folder, which goes away with the process."""
+    spec = importlib.util.spec_from_file_location(f"tiny_{method}", TINY / f"{method}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = Path(tempfile.mkdtemp(prefix=f"tiny-{method}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return module.make(folder)
+    return module.make(folder, *arguments, **keys)
 
 
 def tiny_phases(method):
@@ -101,7 +103,9 @@ def open_task(settings, place, classes=None):
     from src.data import tasks
     from src.train_cells import find_method
 
-    return tasks.open_task(settings, place, classes, find_method(settings.method).LEAST_SOURCES)
+    method = find_method(settings.method)
+    classes = classes or method.known_classes(settings)
+    return tasks.open_task(settings, place, classes, method.LEAST_SOURCES)
 
 
 def build(settings, place, seed=None):

@@ -98,7 +98,8 @@ def test_same_seed_gives_the_same_initial_weights_and_another_seed_others(run):
     other = values(build(run.settings, run.place, seed=run.settings.seed + 1))
     first = run.snapshots[0]
     assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert any(not np.array_equal(first[name], other[name]) for name in first)
+    differ = any(not np.array_equal(first[name], other[name]) for name in first)
+    assert differ != bool(run.method.GOES_ON_WITH), "unless the weights come from a checkpoint"
 
 
 def test_pynative_mode_computes_what_graph_mode_computes(run):
@@ -174,7 +175,24 @@ def test_no_target_label_reaches_the_train_cell(run):
         targets = {"target", run.cell.task.form.target.name} if run.cell.task.form.target else set()
         for domain, (images, labels) in phase.batch(0).items():
             assert images.dtype == np.float32 and images.ndim == 4
-            assert (labels is None) == (domain in targets)
+            blind = labels is None or phase.loaders[domain].numbered
+            assert blind == (domain.removesuffix("_strong") in targets)
+            if labels is not None and blind:
+                assert np.array_equal(labels, places_of(images, run.cell)), "places, and no labels"
+
+
+def places_of(images, cell):
+    """The place of each of some images among those that `Task.blind_target` has."""
+    every, places = next(iter(cell.task.blind_target(cell.preparation, 10**6, numbered=True)))
+    known = {image.tobytes(): int(place) for image, place in zip(every, places, strict=True)}
+    return [known[image.tobytes()] for image in images]
+
+
+def test_no_label_comes_with_what_is_shown_or_measured_of_the_target(run):
+    if run.cell.task.form.target is None:
+        pytest.skip("there is no target")
+    loader = run.cell.task.blind_target(run.cell.preparation, 100)
+    assert loader.count and all((labels == -1).all() for _, labels in loader)
 
 
 def test_log_line_is_one_line_for_each_phase(run):

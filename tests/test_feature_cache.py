@@ -6,8 +6,19 @@ import shutil
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import build, build_network, command, fails, options, refused, succeeded, train, values
-from test_matrix import DATA, METHODS, STEPS, folders
+from helpers import (
+    build,
+    build_network,
+    command,
+    fails,
+    make_data,
+    options,
+    refused,
+    succeeded,
+    train,
+    values,
+)
+from test_matrix import CLASSES, DATA, METHODS, STEPS, folders
 
 from model_utils import checkpoint
 from src.setup import settings as experiment
@@ -20,6 +31,8 @@ def configured(method, tmp_path, kind=None, **changes):
     kind = kind or ("folders" if method == "masf" else "pair")
     keys = {"method": method, "network": "digits", **KEYS, **DATA[kind](), **STEPS[method]}
     keys["output_dir"] = tmp_path / "run"
+    if method == "shot":
+        keys |= make_data("shot", CLASSES)
     return experiment.load(options(**{**keys, **changes}, device_target="CPU"))
 
 

@@ -15,7 +15,7 @@ import cv2
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import build, build_network, options, test_sets, train, values
+from helpers import build, build_network, make_data, options, test_sets, train, values
 
 from model_utils import checkpoint
 from model_utils.errors import UserError
@@ -88,6 +88,9 @@ STEPS = {
     "adda": {"batch_size": 8, "iterations": 1, "discriminator_iterations": 1, "adversary_iterations": 2},
     "masf": {"meta_batch_size": 8, "train_iterations": 2, "inner_lr": 0.01, "outer_lr": 0.001},
     "supervised": {"batch_size": 8, "train_iterations": 2},
+    "mcc": {"batch_size": 8, "iterations": 2},
+    "adamatch": {"batch_size": 4, "iterations": 2},
+    "shot": {"batch_size": 8, "iterations": 2, "pseudo_interval": 1},
 }
 
 
@@ -96,7 +99,10 @@ def settings_of(method, network, kind):
     keys = {"method": method, "network": network, "pretrained": "none", "bottleneck": 8, **DATA[kind]()}
     if network in LARGE.values():
         keys["image_size"] = 32
-    elif method == "masf" and network != "alexnet":
+    if method == "shot":
+        of_network = {name: keys[name] for name in ("network", "bottleneck", "image_size") if name in keys}
+        keys |= make_data("shot", tuple("0123456789") if kind == "digits" else CLASSES, **of_network)
+    if method == "masf" and network not in ("alexnet", *LARGE.values()):
         keys["meta_order"] = "second"
     return experiment.load(options(**keys, **STEPS[method], device_target="CPU"))
 

@@ -132,6 +132,7 @@ class FeatureTrainLoader(TrainLoader):
 
     def __init__(self, loader):
         super().__init__(loader.count, loader.labels, loader.plan)
+        self.numbered = loader.numbered
         self.loader, self.pictures = loader, Pictures(loader)
         self.views, self.places, self.stand_in = (), None, None
 

@@ -81,18 +81,19 @@ class Form:
 
 def _pair(config, left_out):
     given = config.target_dataset_name or config.target_image_root
-    source = _of_pair(config, "source", left_out)
+    given_source = config.source_dataset_name or config.source_image_root
+    source = _of_pair(config, "source", left_out) if given_source else None
     target = _of_pair(config, "target", left_out) if given else None
     roots = [os.path.realpath(domain.root) for domain in (source, target) if domain and domain.root]
     if len(roots) == 2 and roots[0] == roots[1]:
         log.warning("warning: source and target are the same: %s", shown(source.root))
     return Form(
-        "source_image_root",
-        [source],
+        "source_image_root" if source else "target_image_root",
+        [source] if source else [],
         target,
         source_augment=config.source_augment,
         target_augment=config.target_augment,
-        complete=source.root is not None,
+        complete=source is not None and source.root is not None,
     )
 
 
@@ -175,7 +176,9 @@ def find_form(config, left_out, least_sources):
     """The Form of data: set of domains, pair of domains, or folder; UserError if none is given."""
     if config.domain_set or config.domains_image_root:
         return _set(config, left_out, least_sources)
-    if config.source_dataset_name or config.source_image_root:
+    source = config.source_dataset_name or config.source_image_root
+    alone = least_sources == 0 and (config.target_dataset_name or config.target_image_root)
+    if source or alone:
         return _pair(config, left_out)
     if config.dataset_path:
         return _folder(config, left_out)
@@ -212,8 +215,13 @@ def agreed(form, known, config):
             )
     union = sorted(set().union(*(domain.classes for domain in form.sources)))
     classes = known if isinstance(known, tuple) else tuple(union)
-    if isinstance(known, tuple):
+    if isinstance(known, tuple) and form.sources:
         _check_known(form, union, known)
+    if not form.sources and not isinstance(known, tuple):
+        raise UserError(
+            f"{form.key}: there are no labelled sources, and the model does not name its classes; give "
+            "source_image_root, or a model that names them"
+        )
     _check_sources(form, classes)
     if isinstance(known, int) and known != len(classes):
         raise UserError(f"{form.key}: the data have {_counted(classes)}, but the model has {known}")
@@ -223,7 +231,8 @@ def agreed(form, known, config):
             "are"
         )
     if len(classes) < 2:
-        raise UserError(f"{form.key}: the sources have {_counted(classes)}; two or more are needed")
+        owner = "sources have" if form.sources else "model has"
+        raise UserError(f"{form.key}: the {owner} {_counted(classes)}; two or more are needed")
     _check_target(form.target, classes, known)
     return classes
 

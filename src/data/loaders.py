@@ -85,12 +85,13 @@ class TrainLoader:
 
     Attributes:
         files: paths of all images by index; None where they are no files.
+        numbered: whether the place of an image stands where its label would.
 
     Raises:
         UserError: fewer images than one step of all ranks needs.
     """
 
-    files = None
+    files, numbered = None, False
 
     def __init__(self, count, labels, plan):
         self.count, self.labels, self.plan, self.batch_size = count, labels, plan, plan.batch_size
@@ -118,7 +119,8 @@ class TrainLoader:
         return self._order[start : start + self.batch_size]
 
     def _rng(self, step):
-        return generator(self.plan.seed, f"augment {self.plan.name}", step, self.plan.rank)
+        stream = f"augment {self.plan.stream or self.plan.name}"
+        return generator(self.plan.seed, stream, step, self.plan.rank)
 
 
 class ArrayTrainLoader(TrainLoader):

@@ -27,6 +27,8 @@ from src.data.reading import Reader, Workers
 from src.data.split import Split
 from src.data.transforms import flip
 
+STRONG_CROP, STRONG_JITTER = 0.2, 0.5  # of strong views of images in files
+
 
 def open_task(config, device, classes=None, least_sources=1):
     """The `Task` of a configuration. Form of data: set of domains, pair of domains, or folder, in this order.
@@ -63,6 +65,18 @@ def _joined(parts):
     return dataclasses.replace(parts[0], files=files, labels=labels)
 
 
+def _count(part):
+    """How many images a part has."""
+    return len(part.images if isinstance(part, Split) else part.files)
+
+
+def _with_labels(part, labels):
+    """A part with other labels."""
+    if isinstance(part, Split):
+        return part._replace(labels=labels)
+    return dataclasses.replace(part, labels=labels)
+
+
 class Task:
     """The data of a run by role.
 
@@ -96,13 +110,15 @@ class Task:
         """{reason: [paths]} of files that were not used; complete once everything has been read."""
         return self._left_out.as_dict()
 
-    def labelled(self, preparation, batch_size, joined=True, key="batch_size"):
+    def labelled(self, preparation, batch_size, joined=True, key="batch_size", strong=None):
         """{name: TrainLoader} of the sources: their union, or one for each in the set's order.
 
         Args:
             preparation: a `Preparation`.
             batch_size: images per loader, step and process. key: its configuration key, for messages.
             joined: whether there is one loader, called "source" (of a folder "train"), over all sources.
+            strong: name of an augmentation of digits; if given, "<name>_strong" has the same images in the
+                same order, changed by it; images in files are cropped and coloured more strongly than usual.
 
         Raises:
             UserError: a class without a training image, a batch larger than a domain, missing or damaged
@@ -118,18 +134,34 @@ class Task:
             self._check_complete(np.concatenate([part.labels for part in parts.values()]), "no source has a")
         if joined:
             parts = {self.form.union: _joined(list(parts.values()))}
-        kind = self.form.source_augment
-        return {
-            name: self._train_loader(part, preparation, self._plan(name, batch_size, key, kind))
-            for name, part in parts.items()
-        }
+        loaders, kind = {}, self.form.source_augment
+        for name, part in parts.items():
+            plan = self._plan(name, batch_size, key, kind)
+            loaders |= self._views(name, part, preparation, plan, strong)
+        return loaders
 
-    def unlabelled(self, preparation, batch_size, key="batch_size"):
-        """{"target": TrainLoader without labels}; UserError if there is no target. See `labelled`."""
+    def unlabelled(self, preparation, batch_size, key="batch_size", strong=None, numbered=False):
+        """{"target": TrainLoader without labels}; UserError if there is no target. See `labelled`.
+
+        numbered: whether the place of each image among those of `blind_target` stands where labels would.
+        """
         target = self._target()
         part = target.part("target_train").without_labels()
+        if numbered:
+            part = _with_labels(part, np.arange(_count(part), dtype=np.int32))
         plan = self._plan(target.name, batch_size, key, self.form.target_augment)
-        return {"target": self._train_loader(part, preparation, plan)}
+        loaders = self._views("target", part, preparation, plan, strong)
+        for loader in loaders.values():
+            loader.numbered = numbered
+        return loaders
+
+    def _views(self, name, part, preparation, plan, strong):
+        """{name: loader}, and with `strong` also {"<name>_strong": loader}."""
+        loaders = {name: self._train_loader(part, preparation, plan)}
+        if strong is not None:
+            plan = dataclasses.replace(plan, augment=augment.build(strong), stream=f"{plan.name} strong")
+            loaders[f"{name}_strong"] = self._train_loader(part, preparation, plan, strong=True)
+        return loaders
 
     def held_out(self, preparation, batch_size=None, target=True):
         """{name: TestLoader} of what is held out of training, "target" with labels -1; None if nothing is.
@@ -167,19 +199,19 @@ class Task:
                 loaders[name] = self._test_loader(name, part, preparation, batch_size, "test")
         return loaders
 
-    def blind_target(self, preparation, batch_size=None):
+    def blind_target(self, preparation, batch_size=None, numbered=False):
         """TestLoader of the target images that training may see, as evaluation sees them; every label is -1.
 
         It is what may be measured, or shown, without target labels. Every rank sees all of it.
+
+        numbered: whether the place of each image stands where labels would.
 
         Raises:
             UserError: there is no target.
         """
         part = self._target().part("target_train").without_labels()
-        if isinstance(part, Split):
-            part = part._replace(labels=np.full(len(part.images), -1, np.int32))
-        else:
-            part = dataclasses.replace(part, labels=np.full(len(part.files), -1, np.int32))
+        labels = np.arange(_count(part)) if numbered else np.full(_count(part), -1)
+        part = _with_labels(part, labels.astype(np.int32))
         return self._test_loader("target", part, preparation, batch_size, "blind")
 
     def close(self):
@@ -216,27 +248,31 @@ class Task:
         function = flip if kind == "flip" else augment.build(kind)
         return Plan(name, batch_size, self.config.seed, self.device.rank, self.device.world, function, key)
 
-    def _train_loader(self, part, preparation, plan):
+    def _train_loader(self, part, preparation, plan, strong=False):
         if isinstance(part, Listing):
-            return self._file_train_loader(part, preparation, plan)
+            return self._file_train_loader(part, preparation, plan, strong)
         splits = part.splits if isinstance(part, Joined) else [part]
         arrays = Arrays(splits, preparation, self.config.digit_resize == "corners")
         self._open(plan.name, "train", len(arrays))
         return ArrayTrainLoader(arrays, part.labels, plan)
 
-    def _file_train_loader(self, part, preparation, plan):
+    def _file_train_loader(self, part, preparation, plan, strong):
         """Files are mirrored before they become numbers, and augmented as `augment` says."""
         config = self.config
+        if strong:
+            crop, jitter = STRONG_CROP, STRONG_JITTER
+        else:
+            crop, jitter = config.crop_scale_min or preparation.crop_scale_min, config.color_jitter
         mirrored = config.flip == "true" or config.augment == "flip"
         preparation = dataclasses.replace(
             preparation,
-            crop_scale_min=config.crop_scale_min or preparation.crop_scale_min,
+            crop_scale_min=crop,
             flip=mirrored or config.flip == "auto" and preparation.flip,
         )
         function = None if config.augment == "flip" else augment.build(config.augment)
         reader = self._open(plan.name, "train", len(part.files), part)
         plan = dataclasses.replace(plan, augment=function)
-        return FileTrainLoader(reader, part.labels, plan, preparation, config.color_jitter)
+        return FileTrainLoader(reader, part.labels, plan, preparation, jitter)
 
     def _test_loader(self, name, part, preparation, batch_size, role):
         """role: "test", shared out over the ranks, "held out", or "blind"."""

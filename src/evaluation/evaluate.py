@@ -41,7 +41,7 @@ class Evaluator:
     def __init__(self, network, config, device, top5=False):
         self.network, self.device, self.top5 = network, device, top5
         self.counts, self.top5_accuracy = {}, {}
-        self._forward = jit(self._ranking, config)
+        self._forward, self._both = jit(self._ranking, config), jit(self._features_and_logits, config)
 
     def _ranking(self, images):
         """The best classes by falling logit, int (N, 5), or only the best, (N, 1)."""
@@ -49,6 +49,24 @@ class Evaluator:
         if self.top5 and logits.shape[1] > TOP:
             return ops.topk(logits, TOP)[1]
         return ops.expand_dims(ops.argmax(logits, 1), 1)
+
+    def _features_and_logits(self, images):
+        features = self.network.features(images)
+        return ops.cast(features, ms.float32), ops.cast(self.network.classify(features), ms.float32)
+
+    def predictions(self, loader):
+        """(features float32 (N, D), logits float32 (N, K), labels int32 (N,)) of a TestLoader's images.
+
+        The network, a `Classifier`, is in evaluation mode meanwhile, then as it was. What the loader's other
+        ranks see is not in it.
+        """
+        columns = []
+        with evaluating(self.network):
+            for images, labels in _filled(loader):
+                features, logits = self._both(ms.Tensor.from_numpy(np.ascontiguousarray(images)))
+                columns.append((features.asnumpy()[: len(labels)], logits.asnumpy()[: len(labels)], labels))
+        features, logits, labels = (np.concatenate(rows) for rows in zip(*columns, strict=True))
+        return features, logits, labels
 
     def ranking(self, images):
         """Predicted classes, int (N, 1 or 5), of float32 images (N, C, S, S), as `network` is: see

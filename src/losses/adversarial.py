@@ -33,6 +33,16 @@ def both_features(network, images, masks, half, joint):
     return ops.cast(ops.concat((source, target)), ms.float32)
 
 
+def both_logits(network, images, masks, half, joint):
+    """float32 class logits of `half` source rows, and of the target's; with `joint`, from one batch."""
+    if joint:
+        logits = ops.cast(network(images, *masks), ms.float32)
+        return logits[:half], logits[half:]
+    source = network(images[:half], *first_rows(masks, half))
+    target = network(images[half:], *other_rows(masks, half))
+    return ops.cast(source, ms.float32), ops.cast(target, ms.float32)
+
+
 class PretrainLoss(nn.Cell):
     """Source-only training: cross-entropy of the class logits, mean over the batch, and their accuracy."""
 

@@ -32,10 +32,18 @@ def pseudo_label_loss(logits, teacher_logits, classes, chosen, kind="hard"):
     if kind == "hard":
         losses = -ops.gather_elements(log_probabilities, 1, ops.expand_dims(classes, 1)).reshape(-1)
     elif kind == "soft":
-        losses = -ops.sum(ops.softmax(teacher_logits, 1) * log_probabilities, 1)
+        return weighted_soft_loss(logits, ops.softmax(teacher_logits, 1), chosen)
     else:
         losses = ops.sum(ops.square(ops.exp(log_probabilities) - ops.softmax(teacher_logits, 1)), 1)
     return ops.mean(losses * chosen)
+
+
+def weighted_soft_loss(logits, wanted, chosen):
+    """Cross-entropy of `logits` (N, K) against distributions `wanted` (N, K), each row times `chosen` (N,).
+
+    The mean over all N rows, a scalar >= 0.
+    """
+    return ops.mean(-ops.sum(wanted * ops.log_softmax(logits, 1), 1) * chosen)
 
 
 class ClassThresholds(nn.Cell):

@@ -69,6 +69,8 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
     if not chosen:
         earlier_names.check_owner(given, base["method"])
     method = str(chosen[0] if chosen else base["method"])
+    if program == "train.py" and find_method(method).GOES_ON_WITH:
+        stored = _network_to_go_on_with(given, overlay, find_method(method).GOES_ON_WITH)
     places = ("stored with the checkpoint", str(overlay_path), "command line")
     layers = [
         (_own_names(layer, method, where, program), where)
@@ -152,6 +154,22 @@ def _recipe(given, overlay, checkpoint_key, path):
         raise UserError(f"{checkpoint_key}: {path} was trained with method {stored['method']}, not {asked}")
     kept = ("method", "experiment", "seed")
     return {name: value for name, value in stored.items() if name in kept or name not in COMMON}
+
+
+def _network_to_go_on_with(given, overlay, key):
+    """The keys that describe a network, and how its images are prepared, as stored with a checkpoint.
+
+    key: the configuration key that names it; {} where it is not given, or is no checkpoint of ours.
+    """
+    path = given.get(key, overlay.get(key))
+    if not isinstance(path, str) or path.lower() in ("", "auto", "none"):
+        return {}
+    stored = checkpoint.stored_config(path)
+    if "network" not in stored:
+        return {}
+    how = ("pretrained", "num_classes", "freeze_backbone", "batch_norm")
+    names = {*networks.keys(), *networks.find(stored["network"])[0].keys} - {*how}
+    return {name: value for name, value in stored.items() if name in names}
 
 
 def _own_names(layer, method, where, program):

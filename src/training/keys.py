@@ -38,6 +38,11 @@ def keys():
         ),
         "gradient_accumulation": Key(1, "batches whose gradients are averaged for one step", low=1),
         "clip_grad_norm": Key(0.0, "largest Euclidean norm of all gradients together; 0: no limit", low=0),
+        "adapt_batch_norm": Key(
+            False,
+            "before each evaluation, batch normalisations that are trained get the statistics of unlabelled "
+            "target images (AdaBN)",
+        ),
         "cache_features": Key(
             False,
             "with freeze_backbone: compute the backbone's features of every image once, keep them in "

@@ -241,6 +241,7 @@ class Run:
     def evaluate(self, phase, metrics):
         """Validation figures and test accuracies; the target's is reported, never used."""
         broadcast_parameters([self.cell.whole], self.device, statistics_only=True)
+        self.cell.adapt_statistics(phase)
         figures = self.cell.validate(phase)
         if figures:
             metrics.write("validation", self.step, figures, phase=phase.name, seconds=self.seconds())

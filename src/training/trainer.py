@@ -21,6 +21,8 @@ from src.networks.heads import Precomputed
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
 from src.training import optim, precision
+from src.training.adapted_statistics import BATCH as ADAPTED_BATCH
+from src.training.adapted_statistics import AdaptedStatistics
 from src.training.averaging import Average
 from src.training.batch_norm import has_batch_norm, set_frozen
 from src.training.feature_cache import FeatureCache
@@ -89,6 +91,7 @@ class Trainer:
     PUBLISHED_PARTS = {}  # {configuration key of a part's checkpoint: name that earlier releases gave it}
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
+    GOES_ON_WITH = None  # key of a checkpoint whose network, with its preparation, training goes on with
     ON_IMAGES = ()  # keys of this method that change images within a step: not with cache_features
 
     def __init__(self, config, device, task):
@@ -108,6 +111,10 @@ class Trainer:
         self.trained = self._trained_network()
         self.evaluator = Evaluator(self.network, config, device, self.COUNTS_TOP5)
         self.prepare()
+        self.adapted = None
+        if config.adapt_batch_norm:
+            loader = self.seen(task.blind_target(self.preparation, ADAPTED_BATCH))
+            self.adapted = AdaptedStatistics(self.network, loader, config)
 
     # What a method defines.
 
@@ -129,6 +136,11 @@ class Trainer:
     def validate(self, phase):
         """Scalars on held-out training data, by name; never anything that reads a target label."""
         return {}
+
+    @staticmethod
+    def known_classes(config):
+        """The names of the classes, where they do not follow from labelled sources; else None."""
+        return None
 
     @staticmethod
     def evaluation_batch(config):
@@ -168,6 +180,11 @@ class Trainer:
         """Called once the weights are those that training begins, or goes on, with."""
         if self.cache:
             self.cache.fill()
+
+    def adapt_statistics(self, phase):
+        """With `adapt_batch_norm`: give `network` the batch statistics of the target; before evaluations."""
+        if self.adapted is not None and "target" in phase.loaders:
+            self.adapted.renew()
 
     def start_phase(self, phase):
         """Every network into training mode, but for what is frozen; then the method's own preparation.
