@@ -33,6 +33,11 @@ COMMON = {
     "keep_checkpoint_max": Key(3, "checkpoints kept; the oldest is deleted first", low=1, volatile=True),
     "resume": Key(False, "continue from the newest good checkpoint of output_dir", volatile=True),
     "tensorboard": Key(True, "write TensorBoard events", volatile=True),
+    "report": Key(
+        False,
+        "write report.html: examples, curves, features, predictions for the target, commands",
+        volatile=True,
+    ),
     "plot_features": Key(
         False, "draw a 2-D embedding of the features before and after training", volatile=True
     ),

@@ -173,6 +173,9 @@ class FeatureTestLoader(TestLoader):
     def total(self):
         return self.loader.total
 
+    def seen(self):
+        return self.indices[self.places[self.indices] >= 0]
+
     def fill(self, views, places):
         """See FeatureTrainLoader; there is one view."""
         (self.plain,), self.places = views, places

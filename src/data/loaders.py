@@ -240,6 +240,10 @@ class TestLoader:
     def __iter__(self):
         yield from self._batches(self.indices)
 
+    def seen(self):
+        """The indices of the images that iterating gives, int (N,), once it has been iterated over."""
+        return self.indices
+
     def sample(self, count, seed):
         """(images, labels) of up to `count` images, spread evenly over this rank's share; drawn by seed."""
         indices = self.indices
@@ -282,6 +286,9 @@ class FileTestLoader(TestLoader):
     @property
     def total(self):
         return self.count - len(self.reader.bad)
+
+    def seen(self):
+        return np.array([index for index in self.indices if index not in self.reader.bad], int)
 
     def viewed(self, indices):
         """Yield (index, image uint8 (S, S, 3)) of the good files among these."""

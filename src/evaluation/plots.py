@@ -96,12 +96,16 @@ def embedding(before, after, path):
         for marker, (domain, (part, labels)) in zip(itertools.cycle("ox^svD*P"), collected.items()):  # noqa: B905 - endless
             own = points[begin : begin + len(part)]
             style = {"s": 9, "marker": marker, "label": domain}
-            by_class.scatter(own[:, 0], own[:, 1], c=labels, cmap="tab10", vmin=0, vmax=highest, **style)
+            colour = {"c": "lightgrey"}  # of images without labels
+            if (labels >= 0).all():
+                colour = {"c": labels, "cmap": "tab10", "vmin": 0, "vmax": highest}
+            by_class.scatter(own[:, 0], own[:, 1], **colour, **style)
             by_domain.scatter(own[:, 0], own[:, 1], **style)
             begin += len(part)
         for axes, kind in ((by_class, "class"), (by_domain, "domain")):
             axes.set(title=f"{title}, colour: {kind}", xticks=[], yticks=[])
-            axes.legend(fontsize=8)
+            for text in axes.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)  # a folder may be called $a_b$
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -16,6 +16,7 @@ from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
 from src.evaluation import plots, result
+from src.report import page
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
@@ -332,9 +333,13 @@ def run(build, config, device, started):
 def _train_and_finish(this, cell, metrics, interrupt):
     config, device, folder = this.config, this.device, this.output_dir
     _log_plan(cell, config)
-    plot_features = config.plot_features and device.is_main
+    plot_features = config.plot_features or config.report
     if plot_features:
-        before = plots.collect_features(cell, this.test_sets)
+        sets = page.shown_sets(cell, this.test_sets)
+        cell.ready()  # on all ranks: it may wait for them
+        plot_features = device.is_main
+    if plot_features:
+        before = plots.collect_features(cell, sets)
     try:
         this.train(metrics, interrupt)
     except Stopped as stop:
@@ -347,11 +352,14 @@ def _train_and_finish(this, cell, metrics, interrupt):
     checkpoint.save_cell(cell.whole, folder / "network.ckpt", this.meta())
     for name, part in cell.published_files().items():
         checkpoint.save_cell(part, folder / name, {"format": checkpoint.FORMAT, "classes": this.classes})
-    result.write(this.result(), folder / "result.json")
+    content = this.result()
+    result.write(content, folder / "result.json")
     try:
         plots.curves(folder)
         if plot_features:
-            plots.embedding(before, plots.collect_features(cell, this.test_sets), folder / "features.png")
+            plots.embedding(before, plots.collect_features(cell, sets), folder / "features.png")
+        if config.report:
+            page.write(cell, sets, folder, content)
     except (UserError, OSError) as error:  # a package that is missing, a full disk: the run is done
         log.warning("warning: not all pictures were drawn: %s", error)
     for domain, value in this.accuracies.items():
