@@ -1,6 +1,7 @@
 """Classify images with a trained model, or a whole labelled folder.
 
     python infer.py --model outputs/x/net.onnx photo.jpg    the best five classes of each image
+    python infer.py --model outputs/x --images phone/ --csv predictions.csv    a table of all images
     python infer.py --model net.mindir --dataset_path DIR --result_dir DIR    result files, acc.log
 
 The model is an .onnx or .mindir file that export.py wrote, a .ckpt file or a run's folder.
@@ -12,15 +13,17 @@ if __name__ == "__main__":
     interrupts.guard()
 
 import argparse
-import json
 import logging
 import os
 import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 import model_utils
 from model_utils import cli, paths
+from model_utils.checkpoint import atomic
 from model_utils.errors import UserError, shortened
 
 RESULTS = "result_Files"
@@ -47,6 +50,7 @@ def arguments(argv=None):
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="files, folders (searched to the bottom), patterns"
     )
+    parser.add_argument("--images", dest="more", nargs="+", default=[], metavar="IMAGE", help="the same")
     parser.add_argument(
         "--model", "--model_path", required=True, help=".onnx, .mindir, .ckpt or a run's folder"
     )
@@ -58,7 +62,11 @@ def arguments(argv=None):
         metavar="FILE",
         help="names to show: one per line in the order of the classes, or lines `folder name`",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per image and line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per image and line")
+    form.add_argument(
+        "--csv", metavar="FILE", help="write a table: path, class, probability, second_class, …"
+    )
     parser.add_argument("--batch_size", type=positive, default=16, help="images at once (default 16)")
     parser.add_argument("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     parser.add_argument("--device_id", type=int, default=0)
@@ -67,53 +75,71 @@ def arguments(argv=None):
     folder.add_argument("--result_dir", metavar="DIR", help=f"folder to make {RESULTS}/ and acc.log in")
     folder.add_argument("--strict", action="store_true", help="stop at an image that can't be read")
     options = parser.parse_args(argv)
-    for name in ("model", "config", "class_names", "dataset_path", "result_dir"):
+    options.images += options.more
+    for name in ("model", "config", "class_names", "dataset_path", "result_dir", "csv"):
         value = getattr(options, name)
         setattr(options, name, value and paths.expanded(value, name))
     if bool(options.images) == bool(options.dataset_path):
         parser.error("give images, or a labelled folder with --dataset_path")
     if bool(options.dataset_path) != bool(options.result_dir):
         parser.error("--dataset_path and --result_dir belong together")
+    if options.csv and options.dataset_path:
+        parser.error("--csv goes with images; --dataset_path writes result files")
+    if options.csv and Path(options.csv).is_dir():
+        parser.error(f"--csv {options.csv} is a folder; give the name of a file")
     return options
 
 
 def show_images(model, options):
-    """Print the best classes of each image file; UserError at the end if some could not be read."""
+    """Print the best classes of each image file, or write them to a table.
+
+    Raises:
+        UserError: at the end, if some could not be read; or the table can't be written.
+    """
     from src.data.files import shown
     from src.data.reading import Reader
-    from src.exported import inference
+    from src.exported import answers
 
-    files, names = options.images, None
-    reader, first = Reader(files), True
-    for index, logits in inference.predictions(model, reader, options.batch_size):
-        if first:
-            names, first = inference.class_names(model, len(logits), options.class_names), False
-            if names is None:
-                log("class names are not known: numbers are shown; --class_names FILE gives names")
-        shares = inference.probabilities(logits)
-        best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
-        path = files[index]
-        print(as_json(path, best, names) if options.json else as_text(path, best, names), flush=True)
+    files, reader = options.images, Reader(options.images)
+    if options.csv:
+        try:
+            with (
+                atomic(options.csv) as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as handle,
+            ):
+                table = answers.Table(handle, options.top)
+                for answer in best_classes(model, reader, options):
+                    table.add(*answer)
+        except OSError as error:
+            raise UserError(
+                f"csv: {options.csv} could not be written: {error.strerror or error}; choose another place"
+            ) from error
+        log(f"{len(files) - len(reader.bad)} images in {options.csv}")
+    else:
+        line = answers.as_json if options.json else answers.as_text
+        for answer in best_classes(model, reader, options):
+            print(line(*answer), flush=True)
     if reader.bad:
-        names = [shown(files[index]) for index in sorted(reader.bad)]
+        names = [f"{shown(files[index])} ({reader.bad[index]})" for index in sorted(reader.bad)]
         raise UserError(f"{len(names)} of {len(files)} images could not be read: {shortened(names, 5)}")
 
 
-def as_text(path, best, names):
-    """A few lines for a person."""
-    from src.data.files import shown
+def best_classes(model, reader, options):
+    """Yield (path, [(class, probability)], class names or None) of each image that can be read, in order."""
+    from src.exported import inference
 
-    lines = [f"  {share:7.2%}  {shown(names[index]) if names else f'class {index}'}" for index, share in best]
-    return "\n".join([shown(path), *lines])
-
-
-def as_json(path, best, names):
-    """One line for a program."""
-    top = [
-        {"index": index, "class": names[index] if names else None, "probability": round(share, 6)}
-        for index, share in best
-    ]
-    return json.dumps({"image": str(path), "top": top}, ensure_ascii=False)
+    names, first = None, True
+    quiet = not sys.stderr.isatty() or (not options.csv and sys.stdout.isatty())
+    with tqdm(total=len(reader.files), unit="image", disable=quiet, dynamic_ncols=True) as bar:
+        for index, logits in inference.predictions(model, reader, options.batch_size):
+            if first:
+                names, first = inference.class_names(model, len(logits), options.class_names), False
+                if names is None:
+                    log("class names are not known: numbers are shown; --class_names FILE gives names")
+            shares = inference.probabilities(logits)
+            best = [(int(i), float(shares[i])) for i in inference.ranking(logits, options.top)]
+            bar.update(index + 1 - bar.n)
+            yield reader.files[index], best, names
 
 
 def classify_folder(model, options):

@@ -5,8 +5,9 @@
 
 ROOT holds <domain>/<class>/* images. For each seed, method and ordered pair of domains runs train.py with
 configs/<prefix>_<method>.yaml, or configs/<prefix>.yaml where that is the method's, the first domain as
-labelled source and the second as unlabelled target. A run that is in DIR (default: outputs/pairs) already,
-finished and of the same command, is not repeated. With --workers N as many runs go on at once, each with its
+labelled source and the second as unlabelled target. A method that goes on with a trained network (shot) gets
+that of the supervised run of the same pair and seed, and no source. A run that is in DIR (default:
+outputs/pairs) already, finished and of the same command, is not repeated. With --workers N as many runs go on at once, each with its
 share of the cores.
 
 Prints the accuracy on all target images at the last checkpoint, in %: for each pair the mean over the seeds,
@@ -31,6 +32,7 @@ from model_utils.config import ROOT
 from model_utils.errors import UserError
 from src.data.files import subfolders
 from src.setup import settings as experiment
+from src.train_cells import find_method
 
 KEPT = ROOT / "benchmarks" / "results" / "pairs.json"
 
@@ -58,6 +60,8 @@ def run(root, pair, words, folder, cores):
     """
     path = folder / "result.json"
     roots = [f"--{side}_image_root={name}" for side, name in zip(("source", "target"), pair, strict=True)]
+    if any(word.startswith("--pretrained=") for word in words):
+        del roots[0]
     line = " ".join(["python", "train.py", *words, *roots])
     if path.is_file():
         about = json.loads((folder / "command.json").read_text(encoding="utf-8"))
@@ -67,6 +71,8 @@ def run(root, pair, words, folder, cores):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.json").write_text(json.dumps(line), encoding="utf-8")
     full = [sys.executable, "train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}"]
+    if (folder / "checkpoints").is_dir():
+        full.append("--resume=true")  # it was interrupted
     with open(folder / "printed.log", "w", encoding="utf-8") as log:
         status = subprocess.run(
             full,
@@ -91,7 +97,11 @@ def everything(arguments, keys):
         seed, method, pair = job
         name = configuration(arguments.prefix, method)
         words = [f"--config=configs/{name}.yaml", f"--seed={seed}", *keys]
-        folder = arguments.folder / f"{name}-{'-'.join(pair)}-seed{seed}"
+        of_pair = f"{'-'.join(pair)}-seed{seed}"
+        folder = arguments.folder / f"{name}-{of_pair}"
+        if find_method(method).GOES_ON_WITH:
+            begun = arguments.folder / f"{configuration(arguments.prefix, 'supervised')}-{of_pair}"
+            words.append(f"--{find_method(method).GOES_ON_WITH}={begun}")
         cores = free.pop()
         try:
             result = run(arguments.root, pair, words, folder, cores)

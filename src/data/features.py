@@ -122,7 +122,8 @@ def _digests(files):
 class FeatureTrainLoader(TrainLoader):
     """Shuffled batches of features: `batch(step)` -> (float32 (B, D), labels int32 (B,) or None).
 
-    Each image is seen in one of its views, drawn by seed and step: as evaluation sees it, or augmented.
+    Each image is seen in one of its views, drawn by seed and step: as evaluation sees it, or augmented; in
+    place of a loader of strong views always augmented.
 
     Args:
         loader: the loader of images whose place it takes.
@@ -132,7 +133,7 @@ class FeatureTrainLoader(TrainLoader):
 
     def __init__(self, loader):
         super().__init__(loader.count, loader.labels, loader.plan)
-        self.numbered = loader.numbered
+        self.numbered, self.strong = loader.numbered, loader.strong
         self.loader, self.pictures = loader, Pictures(loader)
         self.views, self.places, self.stand_in = (), None, None
 

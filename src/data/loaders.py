@@ -86,12 +86,13 @@ class TrainLoader:
     Attributes:
         files: paths of all images by index; None where they are no files.
         numbered: whether the place of an image stands where its label would.
+        strong: whether images are always augmented strongly.
 
     Raises:
         UserError: fewer images than one step of all ranks needs.
     """
 
-    files, numbered = None, False
+    files, numbered, strong = None, False, False
 
     def __init__(self, count, labels, plan):
         self.count, self.labels, self.plan, self.batch_size = count, labels, plan, plan.batch_size

@@ -160,7 +160,8 @@ class Task:
         loaders = {name: self._train_loader(part, preparation, plan)}
         if strong is not None:
             plan = dataclasses.replace(plan, augment=augment.build(strong), stream=f"{plan.name} strong")
-            loaders[f"{name}_strong"] = self._train_loader(part, preparation, plan, strong=True)
+            loaders[f"{name}_strong"] = loader = self._train_loader(part, preparation, plan, strong=True)
+            loader.strong = True
         return loaders
 
     def held_out(self, preparation, batch_size=None, target=True):

@@ -82,7 +82,9 @@ class FeatureCache:
             for index, name in enumerate(digests):
                 if name and name not in bad:
                     places[index], begin = begin, begin + 1
-            views = [PLAIN, *self._augmented(loader)]
+            views = [*self._augmented(loader)]
+            if not (views and loader.strong):
+                views.insert(0, PLAIN)
             loader.fill([self._store(loader, view).rows(good) for view in views], places)
 
     def _augmented(self, loader):
