@@ -15,13 +15,11 @@ sample over the seeds, and MASF's gain over DeepAll paired by seed, in percentag
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks import report
-from model_utils import cli, config
+from model_utils import child, cli, config
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from src.data.files import LeftOut
@@ -43,31 +41,13 @@ def settings_of(method, name, keys):
     return experiment.load([f"--config={path}", *keys])
 
 
-class Stopped(Exception):
-    """train.py was ended by a signal sent to this process."""
-
-
 def train(words):
-    """Run train.py to its end; SIGTERM and SIGINT are passed on to it, once it has saved it ends this too.
+    """Run train.py to its end.
 
     Raises:
-        UserError: it failed. Stopped: a signal came.
+        UserError: it failed. child.Stopped: a signal came.
     """
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
-    received = []
-
-    def pass_on(number, frame):
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Stopped(received[0])
+    status = child.run(words)
     if status:
         raise UserError(f"python {' '.join(words)} left with status {status}; its message stands above")
 
@@ -158,7 +138,7 @@ def main():
                 folder = arguments.folder / f"{method}-{target}-{seed}"
                 try:
                     result = run(method, arguments.set, target, seed, folder, keys)
-                except Stopped as stop:
+                except child.Stopped as stop:
                     return 128 + stop.args[0]
                 accuracies.setdefault((method, target), []).append(result["accuracy"][target])
     summarise(arguments.set, accuracies, targets, arguments.methods)

@@ -5,10 +5,10 @@
 
 ROOT holds <domain>/<class>/* images. For each seed, method and ordered pair of domains runs train.py with
 configs/<prefix>_<method>.yaml, or configs/<prefix>.yaml where that is the method's, the first domain as
-labelled source and the second as unlabelled target. A method that goes on with a trained network (shot) gets
-that of the supervised run of the same pair and seed, and no source. A run that is in DIR (default:
-outputs/pairs) already, finished and of the same command, is not repeated. With --workers N as many runs go on at once, each with its
-share of the cores.
+labelled source and the second as unlabelled target. A method that goes on with a trained network (shot)
+gets that of the supervised run of the same pair and seed, and no source. A run that is in DIR (default:
+outputs/pairs) already, finished and of the same command, is not repeated. With --workers N as many runs go on
+at once, each with its share of the cores.
 
 Prints the accuracy on all target images at the last checkpoint, in %: for each pair the mean over the seeds,
 then the mean over the pairs, mean ± standard deviation of the sample over seeds. --save keeps all of it in
@@ -71,6 +71,7 @@ def run(root, pair, words, folder, cores):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.json").write_text(json.dumps(line), encoding="utf-8")
     full = [sys.executable, "train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}"]
+    full.append("--report=false")
     if (folder / "checkpoints").is_dir():
         full.append("--resume=true")  # it was interrupted
     with open(folder / "printed.log", "w", encoding="utf-8") as log:

@@ -61,7 +61,7 @@ def test_what_the_page_says(reports):
     assert f"{100 * result['accuracy']['target']:.2f} %" in page
     assert "held out source accuracy" in page and "Confusion" in page
     assert f"python eval.py --ckpt_path {folder}" in page and result["command"] in page.replace("&#39;", "'")
-    assert page.count("data:image/jpeg") == 4 * 12 and page.count("data:image/png") == 4
+    assert page.count("data:image/jpeg") == 4 * 12 and page.count("data:image/png") == 5
     for kind in ("labelled", "flat"):
         assert not re.search(r"(src|href)=[\"'](?!data:image/)", reports[kind][1]), "loads nothing"
 

@@ -174,6 +174,9 @@ class FeatureTestLoader(TestLoader):
     def total(self):
         return self.loader.total
 
+    def identities(self, indices):
+        return self.loader.identities(indices)
+
     def seen(self):
         return self.indices[self.places[self.indices] >= 0]
 

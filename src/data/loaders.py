@@ -1,6 +1,8 @@
 """Batches for training and testing, of whole arrays and of files."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +56,11 @@ class Arrays:
 
     def __len__(self):
         return int(self.ends[-1])
+
+    def original(self, index):
+        """One image as it is stored: uint8 (H, W) or (H, W, 3)."""
+        part = int(np.searchsorted(self.ends, index, "right"))
+        return self.originals[part][index - (self.ends[part - 1] if part else 0)]
 
     def _fits(self, count):
         side = self.preparation.size
@@ -247,13 +254,21 @@ class TestLoader:
 
     def sample(self, count, seed):
         """(images, labels) of up to `count` images, spread evenly over this rank's share; drawn by seed."""
-        indices = self.indices
-        if count < len(indices):
-            step = len(indices) / count
-            start = generator(seed, "sample").random()
-            indices = indices[((np.arange(count) + start) * step).astype(int)]
+        indices = self.sampled(count, seed)
         images, labels = zip(*self._batches(indices), strict=True)
         return np.concatenate(images), np.concatenate(labels)
+
+    def sampled(self, count, seed):
+        """The indices that `sample` takes, those of unreadable files among them."""
+        if count >= len(self.indices):
+            return self.indices
+        step = len(self.indices) / count
+        start = generator(seed, "sample").random()
+        return self.indices[((np.arange(count) + start) * step).astype(int)]
+
+    def identities(self, indices):
+        """[bytes] that name the images at `indices`: the end of a path, or the pixels of a digit."""
+        return [os.fsencode(os.path.join(*Path(self.files[index]).parts[-2:])) for index in indices]
 
     def _batches(self, indices):
         raise NotImplementedError
@@ -265,6 +280,9 @@ class ArrayTestLoader(TestLoader):
     def __init__(self, arrays, labels, batch_size, rank=0, world=1):
         super().__init__(len(arrays), labels, batch_size, rank, world)
         self.arrays, self.preparation = arrays, arrays.preparation
+
+    def identities(self, indices):
+        return [self.arrays.original(index).tobytes() for index in indices]
 
     def _batches(self, indices):
         for start in range(0, len(indices), self.batch_size):

@@ -28,7 +28,7 @@ class Evaluator:
     """Compiles a network's forward pass once and counts correct predictions.
 
     Args:
-        network: nn.Cell, images -> logits (N, K).
+        network: a `Classifier`, images -> logits (N, K).
         config: `mode` chooses graph or PyNative.
         device: sums counts over ranks; every loader holds this rank's share.
         top5: whether to count besides how often the label is among the five largest logits.
@@ -41,43 +41,50 @@ class Evaluator:
     def __init__(self, network, config, device, top5=False):
         self.network, self.device, self.top5 = network, device, top5
         self.counts, self.top5_accuracy = {}, {}
-        self._forward, self._both = jit(self._ranking, config), jit(self._features_and_logits, config)
-
-    def _ranking(self, images):
-        """The best classes by falling logit, int (N, 5), or only the best, (N, 1)."""
-        logits = self.network(images)
-        if self.top5 and logits.shape[1] > TOP:
-            return ops.topk(logits, TOP)[1]
-        return ops.expand_dims(ops.argmax(logits, 1), 1)
+        self._forward = jit(self._features_and_logits, config)
 
     def _features_and_logits(self, images):
         features = self.network.features(images)
         return ops.cast(features, ms.float32), ops.cast(self.network.classify(features), ms.float32)
 
-    def predictions(self, loader):
-        """(features float32 (N, D), logits float32 (N, K), labels int32 (N,)) of a TestLoader's images.
-
-        The network, a `Classifier`, is in evaluation mode meanwhile, then as it was. What the loader's other
-        ranks see is not in it.
+    def of_inputs(self, images, batch_size):
+        """(features float32 (N, D), logits float32 (N, K)) of float32 images (N, C, S, S), `batch_size` at a
+        time; the network, a `Classifier`, is in evaluation mode meanwhile, then as it was.
         """
+        parts = [(images[start : start + batch_size],) * 2 for start in range(0, len(images), batch_size)]
+        return self._predicted(_filled(parts, batch_size))[:2]
+
+    def predictions(self, loader):
+        """(features float32 (N, D), logits float32 (N, K), labels int32 (N,)) of a TestLoader's images; see
+        `of_inputs`. What the loader's other ranks see is not in it.
+        """
+        return self._predicted(_filled(loader, loader.batch_size))
+
+    def _predicted(self, batches):
         columns = []
         with evaluating(self.network):
-            for images, labels in _filled(loader):
-                features, logits = self._both(ms.Tensor.from_numpy(np.ascontiguousarray(images)))
-                columns.append((features.asnumpy()[: len(labels)], logits.asnumpy()[: len(labels)], labels))
-        features, logits, labels = (np.concatenate(rows) for rows in zip(*columns, strict=True))
-        return features, logits, labels
+            for images, labels in batches:
+                features, logits = self._of_batch(images)
+                columns.append((features[: len(labels)], logits[: len(labels)], labels))
+        return tuple(np.concatenate(rows) for rows in zip(*columns, strict=True))
+
+    def _of_batch(self, images):
+        features, logits = self._forward(ms.Tensor.from_numpy(np.ascontiguousarray(images)))
+        return features.asnumpy(), logits.asnumpy()
 
     def ranking(self, images):
-        """Predicted classes, int (N, 1 or 5), of float32 images (N, C, S, S), as `network` is: see
-        `accuracies`.
+        """The best classes by falling logit, int (N, 5), or only the best, (N, 1), of float32 images
+        (N, C, S, S), as `network` is: see `accuracies`.
         """
-        return self._forward(ms.Tensor.from_numpy(np.ascontiguousarray(images))).asnumpy()
+        logits = self._of_batch(images)[1]
+        if self.top5 and logits.shape[1] > TOP:
+            return np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+        return logits.argmax(1)[:, None]
 
     def _counted(self, loader):
         """(hits of the best class, hits among the five best or None, images), over all ranks."""
         counts, width = np.zeros(3, np.int64), 1
-        for images, labels in _filled(loader):
+        for images, labels in _filled(loader, loader.batch_size):
             ranking = self.ranking(images)[: len(labels)]
             hits = ranking == labels[:, None]
             counts += (hits[:, 0].sum(), hits.any(1).sum(), len(labels))
@@ -107,14 +114,14 @@ def held_out_accuracies(evaluator, loaders):
     return {f"held_out_{domain}_accuracy": value for domain, value in accuracies.items()}
 
 
-def _filled(loader):
-    """The loader's batches, the last one filled up with zero images; its labels stay as few as there are.
+def _filled(batches, batch_size):
+    """The batches, the last one filled up with zero images; its labels stay as few as there are.
 
     A short batch would compile a second graph.
     """
     count = 0
-    for images, labels in loader:
-        short = loader.batch_size - len(images)
+    for images, labels in batches:
+        short = batch_size - len(images)
         if short and count:
             images = np.concatenate((images, np.zeros((short, *images.shape[1:]), images.dtype)))
         yield images, labels

@@ -19,7 +19,8 @@ FIGURES = {
 }
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib.pyplot, set up to draw into files."""
     # An unwritable cache folder is no news to whoever trains: it takes a temporary one.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     require("matplotlib", "to draw").use("Agg")
@@ -40,16 +41,19 @@ def _series(rows):
 
 
 def curves(output_dir):
-    """Draw hyper_parameters.png, accuracies.png and losses.png from a run's metrics.jsonl."""
-    pyplot = _pyplot()
+    """Draw hyper_parameters, accuracies, losses and selection .png from a run's metrics.jsonl."""
+    plt = pyplot()
     series = _series(read_metrics(Path(output_dir) / "metrics.jsonl"))
+    judged = {name: series.pop(name) for name in list(series) if name.startswith("selection/")}
+    if judged:
+        _rules(plt, judged, Path(output_dir) / "selection.png")
     for file_name, (title, parts) in FIGURES.items():
         chosen = {
             name: xy for name, xy in series.items() if any(part in name.split("/")[1] for part in parts)
         }
         if not chosen:
             continue
-        figure, axes = pyplot.subplots(figsize=(8, 5))
+        figure, axes = plt.subplots(figsize=(8, 5))
         for name, (steps, values) in sorted(chosen.items()):
             few = name.startswith("test") or name.startswith("validation")
             axes.plot(steps, values, marker="o" if few else None, markersize=3, label=name)
@@ -60,7 +64,23 @@ def curves(output_dir):
         axes.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(Path(output_dir) / file_name, dpi=110)
-        pyplot.close(figure)
+        plt.close(figure)
+
+
+def _rules(plt, series, path):
+    """Draw the rules of selection over training: each from its lowest to its highest value."""
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for name, (steps, values) in sorted(series.items()):
+        span = max(values) - min(values)
+        heights = [(value - min(values)) / span if span else 0.5 for value in values]
+        label = f"{name.split('/')[1]} {min(values):.3g} to {max(values):.3g}"
+        axes.plot(steps, heights, marker="o", markersize=3, label=label)
+    axes.set(xlabel="training step", ylabel="lowest to highest value", title="rules of selection")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def collect_features(cell, test_sets, count=2000):
@@ -84,8 +104,8 @@ def embedding(before, after, path):
     Above, colour is the class; below, it is the domain. The marker is the domain in both.
     """
     manifold = require("sklearn.manifold", "to draw features")
-    pyplot = _pyplot()
-    figure, rows = pyplot.subplots(2, 2, figsize=(13, 12))
+    plt = pyplot()
+    figure, rows = plt.subplots(2, 2, figsize=(13, 12))
     titles = "before training", "after training"
     for (by_class, by_domain), collected, title in zip(rows.T, (before, after), titles, strict=True):
         features = np.concatenate([features for features, _ in collected.values()])
@@ -108,4 +128,4 @@ def embedding(before, after, path):
                 text.set_parse_math(False)  # a folder may be called $a_b$
     figure.tight_layout()
     figure.savefig(path, dpi=80)
-    pyplot.close(figure)
+    plt.close(figure)

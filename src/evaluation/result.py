@@ -21,12 +21,24 @@ def _processor():
     return names[0] if names else platform.machine()
 
 
-def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=None, top5=None, task=None):
+def build(
+    config,
+    device,
+    accuracy,
+    steps,
+    seconds,
+    samples_per_second,
+    oracle=None,
+    top5=None,
+    task=None,
+    judged=None,
+):
     """The JSON object of a run or evaluation.
 
     accuracy: {domain: top-1 in [0, 1] on its test split}, of the last weights. oracle: the best value each
     domain reached at any evaluation, chosen by test labels and named so that nobody takes it for a result.
     top5: the same as `accuracy` for the five largest logits, of methods that ask for it.
+    judged: {rule of selection: value}, measured without target labels.
     task: the data, which say how many images were read and which were left out, and why.
     """
     ranked = {"top5_accuracy": top5} if top5 else {}
@@ -45,6 +57,7 @@ def build(config, device, accuracy, steps, seconds, samples_per_second, oracle=N
         "accuracy": accuracy,
         **ranked,
         "oracle_accuracy": oracle or {},
+        **({"selection": judged} if judged else {}),
         **({} if task is None else {"images": task.images, "left_out": task.left_out}),
         "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},

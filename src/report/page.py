@@ -70,7 +70,7 @@ def _content(cell, sets, folder, result):
     target = target_loader(cell, sets)
     found = None if target is None else findings.find(cell.evaluator, sets[target[0]])
     prepared = cell.preparation
-    drawn = ("features.png", "losses.png", "accuracies.png", "hyper_parameters.png")
+    drawn = ("features.png", "losses.png", "accuracies.png", "selection.png", "hyper_parameters.png")
     return {
         "result": result,
         "version": model_utils.named_version(),

@@ -21,9 +21,7 @@ def picture(loader, index):
         except decode.Unreadable as error:
             raise OSError(f"{shown(loader.files[index])}: {error}") from error
     else:
-        part = int(np.searchsorted(loader.arrays.ends, index, "right"))
-        begin = loader.arrays.ends[part - 1] if part else 0
-        image = loader.arrays.originals[part][index - begin]
+        image = loader.arrays.original(index)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, 2)
     scale = SIDE / max(image.shape[:2])

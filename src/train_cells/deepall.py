@@ -12,7 +12,7 @@ from src.train_cells import supervised
 class Method(supervised.Method):
     """Supervised training on several source domains at once, one of them left out."""
 
-    LEAST_SOURCES = 2
+    LEAST_SOURCES, SEES_TARGET = 2, False
     COUNTS_TOP5 = False
     # Of the supervised recipe, what comparable methods leave out is off.
     DEFAULTS = {

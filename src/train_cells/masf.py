@@ -51,7 +51,7 @@ from src.training.trainer import Phase
 class Method(trainer.Trainer):
     """Episodes on the source domains."""
 
-    LEAST_SOURCES = 2
+    LEAST_SOURCES, SEES_TARGET = 2, False
     OWN_STEP = (
         "optimizer",
         "momentum",

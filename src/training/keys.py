@@ -38,6 +38,12 @@ def keys():
         ),
         "gradient_accumulation": Key(1, "batches whose gradients are averaged for one step", low=1),
         "clip_grad_norm": Key(0.0, "largest Euclidean norm of all gradients together; 0: no limit", low=0),
+        "validator_images": Key(
+            500,
+            "unlabelled target images that rules of selection look at in each evaluation; 0: none",
+            low=0,
+            volatile=True,
+        ),
         "adapt_batch_norm": Key(
             False,
             "before each evaluation, batch normalisations that are trained get the statistics of unlabelled "

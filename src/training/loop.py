@@ -17,6 +17,7 @@ from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
 from src.evaluation import plots, result
 from src.report import page
+from src.selection import probe
 from src.training import run_folder
 from src.training.interrupt import Interrupt, Stopped
 
@@ -36,6 +37,7 @@ class Run:
         self.oracle = {}
         self.accuracies = None  # of the last evaluation
         self.evaluator = cell.evaluator
+        self.probe, self.judged = probe.for_run(cell), {}
         self.outbox = Outbox(config, enabled=device.is_main)
         self._ranks, self._last_batch = range(device.world), None
         self.total_steps = sum(phase.steps for phase in cell.phases)
@@ -258,6 +260,9 @@ class Run:
         for line in self.cell.accuracy_lines(accuracies, top5):
             log.info(line)
         self.accuracies = accuracies
+        if self.probe and self.device.is_main:
+            self.judged = self.probe.measure()
+            metrics.write("selection", self.step, self.judged, phase=phase.name, seconds=self.seconds())
 
     def result(self):
         """The content of result.json."""
@@ -272,6 +277,7 @@ class Run:
             oracle=self.oracle,
             top5=self.evaluator.top5_accuracy,
             task=self.cell.task,
+            judged=self.judged,
         )
 
 
@@ -354,6 +360,8 @@ def _train_and_finish(this, cell, metrics, interrupt):
         checkpoint.save_cell(part, folder / name, {"format": checkpoint.FORMAT, "classes": this.classes})
     content = this.result()
     result.write(content, folder / "result.json")
+    if this.probe:
+        this.probe.save(folder)
     try:
         plots.curves(folder)
         if plot_features:

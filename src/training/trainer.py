@@ -92,6 +92,7 @@ class Trainer:
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
     GOES_ON_WITH = None  # key of a checkpoint whose network, with its preparation, training goes on with
+    SEES_TARGET = True  # whether unlabelled target images may be looked at
     ON_IMAGES = ()  # keys of this method that change images within a step: not with cache_features
 
     def __init__(self, config, device, task):

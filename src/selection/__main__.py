@@ -1,0 +1,67 @@
+"""Choose among finished runs of one task without target labels.
+
+    python -m src.selection outputs/run-* [--by RULE] [--json FILE]
+
+Prints what each rule says of each run, and which one it would choose; where target labels exist also how good
+each choice is. The last line is the folder of the run that --by chooses.
+"""
+
+import argparse
+import json
+
+from model_utils import cli
+from model_utils.checkpoint import atomic
+from model_utils.errors import UserError
+from src import selection
+from src.selection import pool as pools
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; python -m src.selection --help explains the options")
+
+
+def main():
+    parser = Parser(
+        prog="python -m src.selection",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--by", default=pools.DEFAULT, metavar="RULE", help=", ".join(selection.names()))
+    parser.add_argument("--json", metavar="FILE", help="also write everything there")
+    options = parser.parse_args()
+    selection.find(options.by)
+    pool = pools.Pool([pools.read(folder) for folder in dict.fromkeys(options.runs)])
+    place = pool.choice(options.by)
+    if place is None:
+        raise UserError(f"by: rule {options.by} has no value for any of these runs; choose another")
+    if options.json:
+        write(pool, options.by, options.json)
+    print("\n".join(pools.lines(pool)))
+    print(f"\nchosen by {options.by}:\n{pool.candidates[place].folder}")
+    return 0
+
+
+def write(pool, by, path):
+    """Write the table and the choices as JSON, whole or not at all."""
+    content = {
+        "runs": [str(candidate.folder) for candidate in pool.candidates],
+        "rules": pool.table,
+        "passes_gate": pool.gated,
+        "target_accuracy_oracle": pool.accuracies,
+        "by": by,
+        "chosen": str(pool.candidates[pool.choice(by)].folder),
+        "judged": {name: pool.judged(name) for name in pool.table},
+    }
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"json: {path} could not be written: {error.strerror}; choose another place"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,88 @@
+"""Measures the rules of a run while it trains, on a fixed sample of unlabelled target images."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from model_utils.checkpoint import atomic
+from src import selection
+from src.selection.evidence import Evidence
+
+PREDICTIONS = "predictions.npz"
+
+
+class Probe:
+    """The rules' view of a run.
+
+    Args:
+        cell: a Trainer. count: target images that are looked at; always the same ones, whatever the seed.
+
+    Attributes:
+        probabilities: float32 (N, K) of the last `measure`, for rules over several runs.
+    """
+
+    def __init__(self, cell, count):
+        self.cell, self.count, self.probabilities = cell, count, None
+        batch = min(count, cell.evaluation_batch(cell.config))
+        self.loader = cell.seen(cell.task.sample_of_target(cell.preparation, batch, count))
+
+    def measure(self):
+        """{rule: value} of the network as it is; rules that lack what they need are left out."""
+        evidence = self._evidence()
+        self.probabilities = evidence.target_probabilities.astype(np.float32)
+        values = {name: selection.find(name).score(evidence) for name in selection.of_one_run()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _evidence(self):
+        evaluator = self.cell.evaluator
+        inputs, _ = self.loader.sample(self.count, 0)
+        features, logits = evaluator.of_inputs(inputs, self.loader.batch_size)
+
+        def mixed(first, second, share):
+            mixture = np.float32(share) * inputs[first] + np.float32(1 - share) * inputs[second]
+            return evaluator.of_inputs(mixture, self.loader.batch_size)[1]
+
+        source = {}
+        sources = {n: loader for n, loader in (self.cell.held_out or {}).items() if n != "target"}
+        if sources:
+            found = [evaluator.predictions(loader) for loader in sources.values()]
+            source["source_logits"] = np.concatenate([logits for _, logits, _ in found])
+            source["source_labels"] = np.concatenate([labels for _, _, labels in found])
+        labels = [
+            loader.labels
+            for loader in self.cell.phases[0].loaders.values()
+            if loader.labels is not None and not loader.numbered
+        ]
+        if labels:
+            counts = np.bincount(np.concatenate(labels), minlength=logits.shape[1])
+            source["source_shares"] = counts / counts.sum()
+        return Evidence(logits, features, mixed, **source)
+
+    def about(self):
+        """What tells whether two runs were judged on the same images and classes: {"classes", "images"}."""
+        images = self.loader.identities(self.loader.indices)
+        return {"classes": list(self.cell.task.classes), "images": digest(images)}
+
+    def save(self, folder):
+        """Write the probabilities, and what they are of, to `folder`/predictions.npz, whole or not at all."""
+        about = np.frombuffer(json.dumps(self.about()).encode(), np.uint8)
+        with atomic(Path(folder) / PREDICTIONS) as temporary:
+            np.savez(temporary, probabilities=self.probabilities, about=about)
+
+
+def digest(identities):
+    """One short text for a list of bytes."""
+    summary = hashlib.blake2b(digest_size=16)
+    for identity in identities:
+        summary.update(hashlib.blake2b(identity, digest_size=16).digest())
+    return summary.hexdigest()
+
+
+def for_run(cell):
+    """The Probe of a run, or None: it has no target, its method may not see it, or the key is 0."""
+    count = cell.config.validator_images
+    if not count or not cell.SEES_TARGET or cell.task.form.target is None:
+        return None
+    return Probe(cell, count)

@@ -1,0 +1,251 @@
+"""Trials of a sweep: ordinary run folders, and an Optuna study that remembers what was tried.
+
+What is tried next is a function of the sweep's seed, the trial's number and the finished trials. A sweep that
+was killed goes on with the trial it was in, and ends as one that was not.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import sqlite3
+import statistics
+import time
+import zlib
+from pathlib import Path
+
+import optuna
+import yaml
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from model_utils import child, config
+from model_utils.errors import UserError
+from src import selection
+from src.selection import pool as pools
+
+STORAGE, ABOUT = "sweep.db", "about"
+TARGET = "target_accuracy"  # the objective that needs --oracle true
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+PATIENCE = 60  # seconds that a run left over from a killed sweep gets to end
+
+
+@contextlib.contextmanager
+def claim(folder):
+    """Hold a sweep's folder; a second sweep in it at the same time is refused with a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".sweep.lock", "a")  # noqa: SIM115 - open as long as the sweep lasts
+    except OSError as error:
+        raise UserError(f"output_dir: cannot use {folder}: {error.strerror}; choose another one") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"output_dir: another sweep is at work in {folder}; choose another one"
+            ) from error
+        yield
+
+
+class Sweep:
+    """A sweep in its folder.
+
+    Args:
+        folder: of the sweep; trials are in folder/trial-0000/seed-0.
+        words: of every train.py, e.g. ["--config=configs/dann.yaml"].
+        space: {key: optuna distribution}.
+        options: has `trials`, `seeds`, `sampler`, `objective` and `sweep_seed`.
+
+    Raises:
+        UserError: the folder's storage is damaged, or of another sweep.
+    """
+
+    def __init__(self, folder, words, space, options):
+        self.folder, self.words, self.space, self.options = folder, words, space, options
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        self.about = {
+            "words": words,
+            "space": {name: optuna.distributions.distribution_to_json(d) for name, d in space.items()},
+            **{name: getattr(options, name) for name in ("seeds", "sampler", "objective", "sweep_seed")},
+        }
+        self.study = self._open()
+
+    def _open(self):
+        path = self.folder / STORAGE
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+            study = optuna.create_study(
+                storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+            )
+            before = study.user_attrs.get(ABOUT)
+            if before is None and not study.trials:
+                study.set_user_attr(ABOUT, self.about)
+            elif before != self.about:
+                raise UserError(
+                    f"output_dir: {self.folder} holds another sweep (other keys, space, seeds, sampler or "
+                    "objective); give the same ones, or another --output_dir"
+                )
+            return study
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # Optuna and SQLAlchemy raise a dozen kinds for a file that is none of theirs
+            if not _of_storage(error):
+                raise
+            raise UserError(
+                f"output_dir: {path} is damaged or no storage of a sweep; choose another --output_dir"
+            ) from error
+
+    # Trials
+
+    def unfinished(self):
+        """Numbers of trials that were begun and not finished, in order."""
+        return [trial.number for trial in self.study.trials if trial.state not in FINISHED]
+
+    def finished(self):
+        """How many trials are done, failed ones among them."""
+        return sum(trial.state in FINISHED for trial in self.study.trials)
+
+    def step(self):
+        """One trial to its end: one that was begun, or a new one; returns a line about it.
+
+        Raises:
+            child.Stopped: a signal came; the trial goes on in the next sweep.
+        """
+        waiting = self.unfinished()
+        if waiting:
+            frozen = self.study.trials[waiting[0]]
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        else:
+            trial = self.study.ask()
+        values = {name: self._suggest(trial, name) for name in self.space}
+        shown = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+        try:
+            value = self._run(trial.number, values)
+        except TrialFailed as failure:
+            trial.set_user_attr("error", str(failure))
+            self.study.tell(trial, state=TrialState.FAIL)
+            return f"trial {trial.number}: {shown}: failed: {failure}"
+        self.study.tell(trial, value)
+        return f"trial {trial.number}: {shown}: {self.options.objective} {value:.4f}"
+
+    def _suggest(self, trial, name):
+        """The value of one key; seeded by trial and key: an interruption between two changes nothing."""
+        seed = seed_of(self.options.sweep_seed, trial.number, name)
+        self.study.sampler = SAMPLERS[self.options.sampler](seed=seed)
+        kind = self.space[name]
+        if isinstance(kind, CategoricalDistribution):
+            return trial.suggest_categorical(name, kind.choices)
+        suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
+        return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
+
+    def _run(self, number, values):
+        """The objective of a trial: the mean over its seeds."""
+        found = []
+        for seed in range(self.options.seeds):
+            folder = self.run_folder(number, seed)
+            if not (folder / "result.json").is_file():
+                self._train(folder, seed, values)
+            found.append(self._objective(folder))
+        return statistics.mean(found)
+
+    def run_folder(self, number, seed):
+        """The folder of one run of a trial."""
+        return self.folder / f"trial-{number:04d}" / f"seed-{seed}"
+
+    def _train(self, folder, seed, values):
+        words = ["train.py", *self.words, *(f"--{name}={_word(value)}" for name, value in values.items())]
+        words += [f"--seed={seed}", f"--output_dir={folder}", "--report=false"]
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
+        while True:
+            resume = ["--resume=true"] if list((folder / "checkpoints").glob("step-*.ckpt")) else []
+            with open(folder / "printed.log", "w+", encoding="utf-8", errors="replace") as output:
+                status = child.run([*words, *resume], output)
+                output.seek(0)
+                errors = [line for line in output if line.startswith("error: ")]
+            if status == 0:
+                return
+            last = errors[-1].removeprefix("error: ").strip() if errors else f"status {status}"
+            if "another run is writing" not in last or time.monotonic() - begun > PATIENCE:
+                raise TrialFailed(last)
+            time.sleep(1)
+
+    def _objective(self, folder):
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if self.options.objective == TARGET:
+            value = pools.read(folder).accuracy
+        else:
+            value = result.get("selection", {}).get(self.options.objective)
+        if value is None:
+            raise TrialFailed(f"the run has no {self.options.objective}")
+        return float(value)
+
+    # The end
+
+    def runs(self):
+        """Folders of the runs of all trials that did not fail."""
+        good = [trial.number for trial in self.study.trials if trial.state == TrialState.COMPLETE]
+        return [self.run_folder(number, seed) for number in good for seed in range(self.options.seeds)]
+
+    def failures(self):
+        """{trial's number: its one line}."""
+        failed = (trial for trial in self.study.trials if trial.state == TrialState.FAIL)
+        return {trial.number: trial.user_attrs.get("error", "") for trial in failed}
+
+    def values(self, number):
+        """{key: value} of a trial."""
+        return dict(self.study.trials[number].params)
+
+
+def seed_of(sweep_seed, number, name):
+    """The sampler's seed for one key of one trial."""
+    return zlib.crc32(f"{sweep_seed} {number} {name}".encode())
+
+
+class TrialFailed(Exception):
+    """A trial that left with an error, which is its text."""
+
+
+def check_objective(name, oracle):
+    """UserError unless an objective may be used; oracle: whether target labels were asked for."""
+    if name == TARGET:
+        if not oracle:
+            raise UserError(
+                f"objective: {TARGET} chooses by target labels, which nobody has who needs to adapt; name a "
+                f"rule ({', '.join(selection.of_one_run())}), or add --oracle true"
+            )
+    elif name not in selection.of_one_run():
+        rules = ", ".join(selection.of_one_run())
+        raise UserError(f"objective: {name!r:.60} is no rule for one run; rules: {rules}")
+
+
+def write_winner(path, words, values, line):
+    """Write what the chosen trial was trained with as a YAML file that train.py --config takes.
+
+    words: of the sweep's train.py. values: of the trial. line: a comment that says where it comes from.
+    """
+    given = config.read_arguments(words)
+    overlay = config.read_yaml(given.pop("config")) if "config" in given else {}
+    content = {**overlay, **given, **values, "output_dir": "outputs/winner"}
+    text = yaml.safe_dump(content, sort_keys=False)
+    Path(path).write_text(f"# {line}\n{text}", encoding="utf-8")
+
+
+def _word(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _of_storage(error):
+    """Whether an exception says that the database can't be used."""
+    kinds = ("sqlalchemy", "alembic", "optuna", "sqlite3")
+    return isinstance(error, sqlite3.Error | KeyError | ValueError) or type(error).__module__.startswith(
+        kinds
+    )

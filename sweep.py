@@ -1,0 +1,150 @@
+"""Try several configurations and choose one without target labels.
+
+    python sweep.py --config configs/photos.yaml --space configs/spaces/mcc.yaml --trials 20
+                    [--seeds 1] [--minutes M] [--output_dir outputs/sweep] [--sampler tpe]
+                    [--objective information] [--by ensv] [--key value …]
+
+Each trial is an ordinary run of train.py with the values that the sampler chose from the space; further keys
+are given to every one. A sweep that was stopped goes on when the same command is given again. At the end
+stands what each rule of selection would choose (docs/selection.md), and winner.yaml, which train.py takes.
+"""
+
+from model_utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.guard()
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+import model_utils
+from model_utils import child, cli, config
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+
+OWN = ("seed", "output_dir", "resume", "report")  # keys of train.py that the sweep itself sets
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; python sweep.py --help explains the options")
+
+
+def positive(text):
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def parse(argv):
+    """(options, the words of every train.py, the space)."""
+    parser = Parser(
+        prog="sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--space", required=True, metavar="FILE", help="YAML file: what to try")
+    parser.add_argument("--trials", type=positive, default=20, help="how many (default 20)")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each trial (default 1)")
+    parser.add_argument("--minutes", type=float, help="begin no trial after this time")
+    parser.add_argument("--output_dir", default="outputs/sweep", metavar="DIR")
+    parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
+    parser.add_argument("--sweep_seed", type=int, default=0, help="of the sampler (default 0)")
+    parser.add_argument("--objective", default="information", help="the rule that the sampler follows")
+    parser.add_argument("--oracle", choices=("true", "false"), default="false")
+    parser.add_argument("--by", default="ensv", metavar="RULE", help="the rule that chooses at the end")
+    parser.add_argument("--version", action="version", version=model_utils.named_version())
+    options, words = parser.parse_known_args(argv)
+    return options, words
+
+
+def prepare(options, words):
+    """The words of every train.py, checked, and the space."""
+    from src import selection
+    from src.setup import settings as experiment
+    from src.sweeps import space, study
+
+    given = config.read_arguments(words)
+    taken = [name for name in given if name in OWN]
+    if taken:
+        raise UserError(f"{taken[0]}: a sweep sets this for each of its runs; leave it out")
+    settings = experiment.load(words)
+    if settings is None:
+        raise UserError("help and version: ask train.py for those of its keys")
+    study.check_objective(options.objective, options.oracle == "true")
+    selection.find(options.by)
+    found = space.read(options.space, settings.keys)
+    both = [name for name in found if name in given]
+    if both:
+        raise UserError(f"{both[0]}: it is in the space and on the command line; give it in one of them")
+    if not settings.validator_images:
+        raise UserError("validator_images: 0, but rules of selection need target images; leave it out")
+    return [f"--{name}={value}" for name, value in given.items()], found
+
+
+def main():
+    options, words = parse(sys.argv[1:])
+    words, space = prepare(options, words)
+    from src.sweeps import study
+
+    folder, begun = Path(ROOT, options.output_dir), time.monotonic()
+    with study.claim(folder):
+        sweep = study.Sweep(folder, words, space, options)
+        done = sweep.finished()
+        quiet = not sys.stderr.isatty()
+        with tqdm(total=options.trials, initial=done, unit="trial", disable=quiet) as bar:
+            while sweep.finished() < options.trials:
+                if options.minutes and time.monotonic() - begun > 60 * options.minutes:
+                    print(
+                        f"{options.minutes:g} minutes are over: {sweep.finished()} of {options.trials} trials"
+                    )
+                    break
+                try:
+                    line = sweep.step()
+                except child.Stopped as stop:
+                    print("stopped; the same command goes on from here")
+                    return 128 + stop.args[0]
+                bar.update()
+                tqdm.write(line)
+        return conclude(sweep, options, folder, words)
+
+
+def conclude(sweep, options, folder, words):
+    """Print the table, draw the picture, write winner.yaml."""
+    from src.selection import pool as pools
+    from src.sweeps import picture, study
+
+    for number, line in sweep.failures().items():
+        print(f"trial {number} failed: {line}")
+    runs = sweep.runs()
+    if not runs:
+        raise UserError("every trial failed; their lines stand above")
+    if len(runs) == 1:
+        number = 0 if len(sweep.study.trials) == 1 else int(runs[0].parent.name.removeprefix("trial-"))
+        how = "the only trial that did not fail"
+    else:
+        pool = pools.Pool([pools.read(run) for run in runs])
+        print("\n".join(pools.lines(pool)))
+        place = pool.choice(options.by)
+        if place is None:
+            raise UserError(f"by: rule {options.by} has no value for these runs; choose another")
+        number = int(runs[place].parent.name.removeprefix("trial-"))
+        how = f"chosen by {options.by}"
+        if pool.accuracies:
+            picture.draw(pool, folder / "rules.png")
+    oracle = ", sampled by target labels (oracle)" if options.oracle == "true" else ""
+    line = f"trial {number} of {len(sweep.study.trials)}, {how}{oracle}"
+    study.write_winner(folder / "winner.yaml", words, sweep.values(number), line)
+    print(f"\n{line}: {sweep.values(number)}\ntrain.py --config {folder / 'winner.yaml'} trains it again")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

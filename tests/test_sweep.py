@@ -1,0 +1,159 @@
+"""Sweeps: what may be tried, how they go on after a kill, and what they refuse."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import yaml
+from helpers import ROOT, command, environment, fails, refused, succeeded
+
+from src.setup import settings as experiment
+from src.sweeps import space, study
+
+SPACE = "lr: {low: 0.001, high: 0.01, log: true}\nmcc_weight: [0.5, 1.0]\n"
+TINY = ("--config=tests/tiny/mcc.yaml", "--device_target=CPU")
+
+
+def keys():
+    return experiment.load(["--config=tests/tiny/mcc.yaml"]).keys
+
+
+def written(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_space_is_read_as_the_keys_say(tmp_path):
+    text = (
+        SPACE
+        + "batch_size: {low: 8, high: 32, step: 8}\nlr_schedule: [constant, cosine]\nsync_bn: [true, false]"
+    )
+    found = space.read(written(tmp_path, text), keys())
+    assert found["lr"] == optuna.distributions.FloatDistribution(0.001, 0.01, log=True)
+    assert found["batch_size"] == optuna.distributions.IntDistribution(8, 32, step=8)
+    assert found["mcc_weight"].choices == (0.5, 1.0) and found["sync_bn"].choices == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    (
+        ("", ["is empty"]),
+        ("- a", ["key: value"]),
+        ("learning: [1, 2]", ["learning is no key"]),
+        ("lr: {low: -1, high: 1}", ["lr", "-1", "not allowed"]),
+        ("lr: {low: 0.1, high: 0.01}", ["low below high"]),
+        ("lr: {low: 0.1}", ["low and high"]),
+        ("lr: 0.1", ["list of values"]),
+        ("lr: [0.1]", ["2 to 100 values"]),
+        ("lr: [0.1, 0.10]", ["a value twice"]),
+        ("lr: {low: 0.1, high: 0.2, log: true, step: 0.1}", ["log and step"]),
+        ("mcc_weight: {low: 0, high: 1, log: true}", ["above 0 with log"]),
+        ("batch_size: {low: 8, high: 16, step: 0.5}", ["whole number"]),
+        ("lr_schedule: {low: 1, high: 2}", ["is no number"]),
+        ("lr_schedule: [constant, wavy]", ["lr_schedule", "wavy"]),
+        ("seed: [0, 1]", ["seed can't be varied"]),
+        ("network: [dann, lenet]", ["network can't be varied"]),
+        ("target_image_root: [a, b]", ["can't be varied"]),
+    ),
+)
+def test_spaces_that_cannot_be(tmp_path, text, parts):
+    fails(lambda: space.read(written(tmp_path, text), keys()), *parts)
+
+
+def test_target_labels_are_no_objective_unless_asked_for():
+    fails(lambda: study.check_objective("target_accuracy", False), "--oracle true", "information")
+    study.check_objective("target_accuracy", True)
+    fails(lambda: study.check_objective("ensv", False), "no rule for one run")
+
+
+def words(tmp_path, *more, trials=3):
+    """A sweep of a tiny run, as a command line."""
+    path = written(tmp_path, SPACE)
+    return [*TINY, f"--space={path}", f"--trials={trials}", *more]
+
+
+def end(folder):
+    """What a sweep ends with: the values and objective of every trial, and the winner."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / study.STORAGE}")
+    trials = optuna.load_study(study_name="sweep", storage=storage).trials
+    winner = yaml.safe_load((folder / "winner.yaml").read_text(encoding="utf-8"))
+    return [(t.number, t.state.name, t.params, t.values) for t in trials], winner
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_ends_as_one_that_was_not(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    said = succeeded(command("sweep.py", *words(tmp_path, f"--output_dir={whole}")))
+    assert "trial 2" in said and "oracle" in said and (whole / "rules.png").is_file()
+    full = [sys.executable, "sweep.py", *words(tmp_path, f"--output_dir={cut}")]
+    process = subprocess.Popen(
+        full, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 100
+    while not (cut / "trial-0001" / "seed-0" / "checkpoints").is_dir():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    succeeded(command("sweep.py", *words(tmp_path, f"--output_dir={cut}")))
+    assert end(cut) == end(whole)
+
+    trials, winner = end(whole)
+    assert [state for _, state, _, _ in trials] == ["COMPLETE"] * 3
+    assert winner["lr"] in [params["lr"] for _, _, params, _ in trials] and winner["batch_size"] == 16
+    loaded = experiment.load([f"--config={whole / 'winner.yaml'}"])
+    assert (loaded.method, loaded.lr, loaded.mcc_weight) == ("mcc", winner["lr"], winner["mcc_weight"])
+
+    refused(command("sweep.py", *words(tmp_path, f"--output_dir={whole}", "--sweep_seed=1")), "another sweep")
+    (whole / study.STORAGE).write_bytes((whole / study.STORAGE).read_bytes()[:5000])
+    refused(command("sweep.py", *words(tmp_path, f"--output_dir={whole}")), "damaged")
+
+
+@pytest.mark.slow
+def test_failed_trials_are_kept_with_their_line(tmp_path):
+    path = written(tmp_path, "batch_size: [16, 5000]\n")
+    options = [
+        *TINY,
+        f"--space={path}",
+        "--trials=2",
+        "--sampler=random",
+        f"--output_dir={tmp_path / 'sweep'}",
+    ]
+    seed = next(seed for seed in range(20) if first_two(seed) == {16, 5000})
+    said = succeeded(command("sweep.py", *options, f"--sweep_seed={seed}"))
+    assert "failed: batch_size: 5000" in said and "the only trial that did not fail" in said
+
+
+def first_two(seed):
+    """The values that two random trials of that space get."""
+    found = set()
+    for number in range(2):
+        one = optuna.create_study(
+            sampler=study.SAMPLERS["random"](seed=study.seed_of(seed, number, "batch_size"))
+        )
+        found.add(one.ask().suggest_categorical("batch_size", (16, 5000)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more, parts",
+    (
+        (["--objective=target_accuracy"], ["--oracle true"]),
+        (["--by=luck"], ["no rule"]),
+        (["--seed=3"], ["a sweep sets this"]),
+        (["--lr=0.1"], ["in the space and on the command line"]),
+        (["--validator_images=0"], ["validator_images"]),
+        (["--learn=1"], ["unknown key learn"]),
+        (["--trials=0"], ["is not above 0"]),
+    ),
+)
+def test_refusals(tmp_path, more, parts):
+    output = tmp_path / "sweep"
+    refused(command("sweep.py", *words(tmp_path, f"--output_dir={output}"), *more), *parts)
+    assert not output.exists()
