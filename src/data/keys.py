@@ -40,8 +40,9 @@ KEYS = {
     "digit_resize": Key(
         "area",
         "digit sets of another size than the network's: area averages when shrinking and is linear when "
-        "growing; corners: linear between grids whose corners coincide, as the authors of ADDA did",
-        choices=("area", "corners"),
+        "growing; corners: linear between grids whose corners coincide; origin: linear between grids whose "
+        "first pixels coincide, as the authors of ADDA have it",
+        choices=("area", "corners", "origin"),
     ),
     # A set of domains
     "domain_set": Key(

@@ -17,6 +17,7 @@ from model_utils import noise
 from model_utils.errors import UserError
 from src import networks
 from src.evaluation.evaluate import Evaluator
+from src.networks import _initial
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
 from src.training import optim, precision
@@ -90,6 +91,7 @@ class Trainer:
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
         self.plan()
         self.network = networks.build(config, len(task.classes))
+        _initial.draw(self.network, config)
         load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
             for parameter in self.network.backbone.get_parameters():
@@ -192,6 +194,7 @@ class Trainer:
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
         for parameter in cell.get_parameters():
             parameter.name = f"{name}.{parameter.name}"
+        _initial.draw(cell, self.config)
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
 
