@@ -120,7 +120,12 @@ KEYS = {
         choices=("none", "memory"),
         volatile=True,
     ),
-    "download": Key(False, "fetch a missing public data set into its folder", volatile=True),
+    "download": Key(
+        False,
+        "fetch data that are missing into their folder: MNIST, USPS, SVHN, and Imagenette into a "
+        "dataset_path called imagenette2-160; checksums are checked",
+        volatile=True,
+    ),
 }
 
 

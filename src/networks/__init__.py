@@ -88,12 +88,14 @@ class Family:
         variants: what may follow the module's name in a network's name.
         keys: configuration keys of this family only.
         prefixes: what the names of backbone's and class head's parameters begin with in checkpoints.
+        weights_from: where the authors' weights are to be had, for a message; "" without such.
         head_draws_first: whether the head's dropout mask is drawn before the backbone's.
     """
 
     variants = ("",)
     keys = {}
     prefixes = ("", "classifier.")
+    weights_from = ""
     head_draws_first = False
 
     def knows(self, variant):

@@ -72,6 +72,7 @@ class Backbone(nn.Cell):
 class Family(networks.Family):
     """Network `alexnet`."""
 
+    weights_from = "https://www.cs.toronto.edu/~guerzhoy/tf_alexnet/bvlc_alexnet.npy"
     keys = {
         "image_means": Key(
             "caffe",
