@@ -18,7 +18,7 @@ import numpy as np
 from model_utils import cli, paths
 from model_utils.errors import UserError
 from src.data import blend, idx, mnist, mnist_m
-from src.data.photos import BSDS500_TRAINING_PHOTOS, BSDS500_URL, read_training_photos
+from src.data.photos import BSDS500_TRAINING_PHOTOS, BSDS500_URL, fetch_bsds500, read_training_photos
 
 CHUNK = 2000  # digits blended at a time: 5 MB
 SHEET = "mnist_m_contact_sheet.png"
@@ -49,7 +49,7 @@ def parse(arguments=None):
     add("--mnist_dir", type=_path, default="data/mnist", help="folder of the four idx files, gzipped or not")
     add("--mnistm_dir", type=_path, default="data/mnist_m", help="folder to write to; made if missing")
     add("--seed", type=_seed, default=42, help="0 to 4294967295")
-    add("--download", type=_boolean, default=False, help="true: fetch MNIST into mnist_dir if it is missing")
+    add("--download", type=_boolean, default=False, help="true: fetch MNIST and BSDS500 if they are missing")
     return parser.parse_args(arguments)
 
 
@@ -89,6 +89,8 @@ def make(arguments):
     # A killed run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start = time.perf_counter()
+    if arguments.download and not os.path.lexists(arguments.bst_path):
+        fetch_bsds500(arguments.bst_path)
     _, photos = read_training_photos(arguments.bst_path)
     print(f"{len(photos)} training photographs in {arguments.bst_path}")
     digits = {split: mnist.load(arguments.mnist_dir, split, arguments.download) for split in STREAM}

@@ -140,6 +140,8 @@ class TorchStep:
     def __init__(self, settings, second=False, dtype=torch.float32, classes=10):
         self.settings, self.second, self.updates = settings, second, 0
         self.network = NETWORKS[settings.network](classes).to(dtype)
+        if settings.network == "alexnet" and settings.image_means == "vgg":
+            self.network.mean.copy_(torch.tensor([103.939, 116.779, 123.68]).reshape(1, 3, 1, 1))
         self.metric = TorchMetric(self.network.feature_size).to(dtype)
         self.weights, self.metric_weights = list(self.network.parameters()), list(self.metric.parameters())
         self.optimizers = [
@@ -170,7 +172,8 @@ class TorchStep:
         settings = self.settings
         task = self._task(domains[:-1], inner)
         task_gradients = torch.autograd.grad(task, self.weights, create_graph=self.second)
-        steps = clipped(task_gradients, settings.gradients_clip_value)
+        summed = settings.meta_batch_size if settings.inner_gradient == "sum" else 1
+        steps = clipped([summed * g for g in task_gradients], settings.gradients_clip_value)
         steps = steps if self.second else [step.detach() for step in steps]
         moved = [w - settings.inner_lr * step for w, step in zip(self.weights, steps, strict=True)]
         aligned, local = self._meta(moved, domains, meta)

@@ -96,10 +96,10 @@ def gradient_to_logits(domain_logits, layers, labels, weights):
     return gradient
 
 
-@pytest.fixture(scope="module")
-def losses(place):
+@pytest.fixture(scope="module", params=["target", "both"])
+def losses(request, place):
     """One evaluation of the adversarial losses and gradients, and the logits they rest on."""
-    cell = build(tiny_config("adda"), place)
+    cell = build(tiny_config("adda", mapping_rows=request.param), place)
     network, source_network, discriminator = parts(cell)
     rng = np.random.default_rng(3)
     # A source network that differs from the target's: otherwise mistaking one for the other would not show.
@@ -117,6 +117,7 @@ def losses(place):
         "strong": network(inputs[3]),
     }
     return {
+        "mapping_rows": request.param,
         "total": float(total),
         "terms": [float(term) for term in terms],
         "gradients": gradients,
@@ -135,9 +136,11 @@ def test_losses_against_numpy(losses):
     probabilities = np.exp(log_softmax(logits["target"]))
     confident = probabilities.max(1) >= losses["confidence"]
     assert confident.any()
+    # Inverted labels: the target is to pass for source, and by the authors' code the source for target.
+    mapped = slice(None) if losses["mapping_rows"] == "both" else slice(16, None)
     expected = [
         nll(joint, domains).mean(),
-        nll(joint[16:], np.zeros(16, int)).mean(),  # inverted: the target is to pass for source
+        nll(joint[mapped], 1 - domains[mapped]).mean(),
         nll(logits["class"], losses["labels"]).mean(),
         -(probabilities * np.log(probabilities)).sum(1).mean(),
         (confident * nll(logits["strong"], probabilities.argmax(1))).mean(),
@@ -159,9 +162,10 @@ def test_the_discriminator_learns_from_its_own_loss_alone(losses):
     )
 
 
-def test_the_target_network_learns_from_the_inverted_labels(new_cell):
+@pytest.mark.parametrize("rows, share", [("target", 1.0), ("both", 0.5)])
+def test_the_target_network_learns_from_the_inverted_labels(new_cell, rows, share):
     """The last bias's gradient is the sum over the batch of the mapping loss's, and nothing of any other."""
-    cell = new_cell(class_weight=0, entropy_weight=0, consistency_weight=0)
+    cell = new_cell(class_weight=0, entropy_weight=0, consistency_weight=0, mapping_rows=rows)
     rng = np.random.default_rng(4)
     source, target = (ms.Tensor(rng.random((16, 1, 28, 28), dtype=np.float32)) for _ in range(2))
     factors = ms.Tensor([0.5, 0, 0, 0], ms.float32)
@@ -169,7 +173,7 @@ def test_the_target_network_learns_from_the_inverted_labels(new_cell):
     _, gradients = adapt_gradients(cell, source, labels, target, target, cell.domains, factors)
     weights, logits = values(parts(cell)[2]), cell.network(target).asnumpy().astype(np.float64)
     domain_logits, layers = domain_net(logits, weights)
-    expected = 0.5 * gradient_to_logits(domain_logits, layers, np.zeros(16, int), weights).sum(0)
+    expected = share * 0.5 * gradient_to_logits(domain_logits, layers, np.zeros(16, int), weights).sum(0)
     np.testing.assert_allclose(gradients["fc2.bias"], expected, rtol=1e-3, atol=1e-7)
 
 
@@ -319,6 +323,9 @@ def test_the_paper_s_network_and_recipe():
         "optimizer",
     )
     assert [getattr(resolved, key) for key in recipe] == [10000, 10000, 128, 1e-3, 2e-4, 2.5e-5, "adam"]
+    authors = {"input_norm": "unit", "digit_resize": "origin", "initial_weights": "glorot"}
+    authors |= {"weight_decay_on": "weights", "mapping_rows": "both"}
+    assert {key: getattr(resolved, key) for key in authors} == authors
     extras = ("class_weight", "entropy_weight", "consistency_weight", "discriminator_iterations")
     assert [getattr(resolved, key) for key in extras] == [0, 0, 0, 0] and resolved.mapping_weight == 1
 

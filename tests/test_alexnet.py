@@ -35,9 +35,9 @@ def settings_of(**keys):
     return experiment.load(options(method="masf", network="alexnet", **keys))
 
 
-def build(twice=False):
+def build(twice=False, **keys):
     """The untrained network with seven classes."""
-    return networks.build(settings_of(), 7, twice)
+    return networks.build(settings_of(**keys), 7, twice)
 
 
 def load(network, path):
@@ -108,9 +108,9 @@ def pool(x):
     return windows.max((4, 5))
 
 
-def forward(images, content):
-    """fc7 of images (N, 3, 227, 227), RGB in [0, 1]; and the shapes on the way."""
-    x, shapes = images[:, ::-1].transpose(0, 2, 3, 1).astype(np.float64) * 255 - [104, 117, 123], []
+def forward(images, content, means=(104, 117, 123)):
+    """fc7 of images (N, 3, 227, 227), RGB in [0, 1]; and the shapes on the way. means: of B, G, R."""
+    x, shapes = images[:, ::-1].transpose(0, 2, 3, 1).astype(np.float64) * 255 - means, []
     for name, (_, groups, stride) in SHAPES.items():
         x = convolve(x, *(part.astype(np.float64) for part in content[name]), groups, stride)
         shapes.append(x.shape[1:])
@@ -143,6 +143,18 @@ def test_published_weights_give_the_features_of_numpy(place, narrow, file, image
     logits += parameter(network, "classifier.bias")
     assert logits.shape == (2, 7)
     np.testing.assert_allclose(network(ms.Tensor(images)).asnumpy(), logits, rtol=1e-4, atol=1e-6)
+
+
+def test_the_means_of_masf_s_authors(place, narrow, file, images):
+    content = published()
+    network = build(image_means="vgg").set_train(False)
+    load(network, file(content))
+    expected, _ = forward(images, content, (103.939, 116.779, 123.68))
+    other, _ = forward(images, content)
+    features = network.features(ms.Tensor(images)).asnumpy()
+    tolerance = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=tolerance)
+    assert np.abs(other - expected).max() > 10 * tolerance
 
 
 def test_every_weight_goes_to_its_place_and_the_classifier_stays(narrow, file):

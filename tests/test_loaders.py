@@ -212,7 +212,7 @@ def test_enlarging_is_bilinear_with_half_pixel_centres():
 def test_corner_aligned_resizing_is_linear_between_fixed_corners(shape):
     """One pixel at a time, by the definition; 1,100 images cross a border of the blocks it works in."""
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    resized = transforms.fit(images, 3, 28, corners=True)
+    resized = transforms.fit(images, 3, 28, "corners")
     assert resized.shape == (3, 28, 28, *shape[3:])
     for row, column in ((0, 0), (0, 27), (27, 27), (5, 11), (20, 3)):
         y, x = (place * (shape[1] - 1) / 27 for place in (row, column))
@@ -225,7 +225,21 @@ def test_corner_aligned_resizing_is_linear_between_fixed_corners(shape):
         )
         assert np.abs(resized[:, row, column] - expected).max() <= 0.51
     many = np.repeat(images, 400, 0)
-    np.testing.assert_array_equal(transforms.fit(many, 3, 28, corners=True), np.repeat(resized, 400, 0))
+    np.testing.assert_array_equal(transforms.fit(many, 3, 28, "corners"), np.repeat(resized, 400, 0))
+
+
+def test_resizing_as_tensorflow_1_does_it_keeps_the_first_pixel():
+    """Pixel i of the result is read at i·16/28 of the image, at the last pixel where that is beyond it."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16)).astype(np.uint8)
+    resized = transforms.fit(images, 1, 28, "origin")
+    for row, column in ((0, 0), (0, 27), (27, 27), (5, 11), (20, 3)):
+        y, x = row * 16 / 28, column * 16 / 28
+        top, left = int(y), int(x)
+        under, beside = min(top + 1, 15), min(left + 1, 15)
+        down, right = y - top, x - left
+        above = (1 - right) * images[:, top, left] + right * images[:, top, beside]
+        below = (1 - right) * images[:, under, left] + right * images[:, under, beside]
+        assert np.abs(resized[:, row, column] - ((1 - down) * above + down * below)).max() <= 0.51
 
 
 def test_crop_boxes_lie_inside_and_cover_the_asked_share():

@@ -139,7 +139,9 @@ class Oracle:
         return flat([g * min(1.0, limit / np.linalg.norm(g)) for g in self.unpack(gradient)])
 
     def moved(self, weights):
-        return weights - self.settings.inner_lr * self.clip(self.task(weights)[1])
+        """θ'; the gradient of the authors' code is that of the sum over a domain's images."""
+        summed = len(self.domains[0][1]) if self.settings.inner_gradient == "sum" else 1
+        return weights - self.settings.inner_lr * self.clip(summed * self.task(weights)[1])
 
     def embed(self, features, metric):
         for weight, bias in zip(metric[::2], metric[1::2], strict=True):
@@ -182,16 +184,19 @@ def adam_first(gradient, lr):
 
 
 CASES = [
-    ("first", 2.0, "graph"),
-    ("second", 2.0, "graph"),
-    ("second", 0.05, "graph"),  # most tensors are clipped: the clipping's Jacobian counts
-    ("second", 0.05, "pynative"),
+    ("first", 2.0, "graph", {}),
+    ("second", 2.0, "graph", {}),
+    ("second", 0.05, "graph", {}),  # most tensors are clipped: the clipping's Jacobian counts
+    ("second", 0.05, "pynative", {}),
+    ("first", 2.0, "graph", {"inner_gradient": "sum"}),
+    # At this rate the step is as long as above, and some tensors are clipped, others not.
+    ("second", 2.0, "graph", {"inner_gradient": "sum", "inner_lr": 0.1}),
 ]
 
 
-@pytest.mark.parametrize("order, limit, mode", CASES)
-def test_a_whole_update_is_that_of_numpy(place, monkeypatch, order, limit, mode):
-    settings = settings_of(meta_order=order, gradients_clip_value=limit, mode=mode)
+@pytest.mark.parametrize("order, limit, mode, more", CASES)
+def test_a_whole_update_is_that_of_numpy(place, monkeypatch, order, limit, mode, more):
+    settings = settings_of(meta_order=order, gradients_clip_value=limit, mode=mode, **more)
     cell = tiny_cell(settings, place, monkeypatch)
     oracle = Oracle(cell)
     ((_, logged),) = train(cell, 0, 1)
@@ -208,6 +213,14 @@ def test_a_whole_update_is_that_of_numpy(place, monkeypatch, order, limit, mode)
     assert relative(buffer(cell.network_weights), oracle.start + by_task + by_meta) < 1e-5
     # Adam divides by the gradient: where that is tiny, float32 has fewer digits.
     assert relative(buffer(cell.network_weights) - oracle.start, by_task + by_meta) < 1e-4
+
+
+def test_the_published_configuration_has_the_authors_form():
+    resolved = experiment.load(["--config", "configs/masf_pacs.yaml"])
+    wanted = {"initial_weights": "glorot_biases", "image_means": "vgg", "inner_gradient": "sum"}
+    wanted |= {"meta_order": "first", "margin": 10.0, "local_weight": 0.005, "gradients_clip_value": 2.0}
+    wanted |= dict.fromkeys(("inner_lr", "outer_lr", "metric_lr"), 1e-5)
+    assert {key: getattr(resolved, key) for key in wanted} == wanted
 
 
 def test_the_exact_meta_gradient_has_the_slopes_of_its_objective(place, monkeypatch):

@@ -179,14 +179,14 @@ def test_digits_can_be_adapted_to_photographs_of_digits(tmp_path):
     assert labels.tolist() == [0, 3, 7] and len(found) == 3
 
 
-@pytest.mark.parametrize("how", ["area", "corners"])
+@pytest.mark.parametrize("how", ["area", "corners", "origin"])
 def test_digits_are_resized_as_asked(tmp_path, how):
     root = write_digits(tmp_path / "digits")
     task = opened(source_dataset_name="usps", source_image_root=root, digit_resize=how)
     native = data.load("usps", root, "test").images[0].astype(float)
     corner = next(iter(task.test(Preparation(28, 1))["source"]))[0][0, 0, :2, 1] * 255
-    # Output column 1 lies at input 15/27 with fixed corners, at 1.5·16/28 - 0.5 with half-pixel centres.
-    place = 15 / 27 if how == "corners" else 1.5 * 16 / 28 - 0.5
+    # Where output column 1 lies in the input; areas have half-pixel centres.
+    place = {"corners": 15 / 27, "origin": 16 / 28, "area": 1.5 * 16 / 28 - 0.5}[how]
     assert abs(corner[0] - ((1 - place) * native[0, 0] + place * native[0, 1])) < 1
 
 

@@ -44,7 +44,7 @@ def load(name, root, split, download=False):
     name: see `find`.
     root: the data set's folder; the demo data sets carry their data and ignore it.
     split: "train" or "test".
-    download: fetch the files if they are missing (only MNIST can be fetched).
+    download: fetch the files if they are missing, where the data set has a stable address.
     Raises UserError for an unknown name or split, and for missing or damaged files.
     """
     return find(name).load(root, check_split(split), download)

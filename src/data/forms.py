@@ -9,6 +9,7 @@ import numpy as np
 from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
 from src import data
+from src.data import download
 from src.data.domains import Opening, array_domain, looks_like_images, open_files, split_validation
 from src.data.files import shown
 from src.data.keys import KEYS
@@ -152,6 +153,8 @@ def _set(config, left_out, least_sources):
 
 
 def _folder(config, left_out):
+    if config.download and download.is_missing(config.dataset_path):
+        download.fetch_image_folder(config.dataset_path)
     opening = Opening(config, left_out, "dataset_path", "train", test_name="val")
     return Form("dataset_path", [open_files(config.dataset_path, opening)], union="train")
 

@@ -40,8 +40,9 @@ KEYS = {
     "digit_resize": Key(
         "area",
         "digit sets of another size than the network's: area averages when shrinking and is linear when "
-        "growing; corners: linear between grids whose corners coincide, as the authors of ADDA did",
-        choices=("area", "corners"),
+        "growing; corners: linear between grids whose corners coincide; origin: linear between grids whose "
+        "first pixels coincide, as the authors of ADDA have it",
+        choices=("area", "corners", "origin"),
     ),
     # A set of domains
     "domain_set": Key(
@@ -119,7 +120,12 @@ KEYS = {
         choices=("none", "memory"),
         volatile=True,
     ),
-    "download": Key(False, "fetch a missing public data set into its folder", volatile=True),
+    "download": Key(
+        False,
+        "fetch data that are missing into their folder: MNIST, USPS, SVHN, and Imagenette into a "
+        "dataset_path called imagenette2-160; checksums are checked",
+        volatile=True,
+    ),
 }
 
 

@@ -45,11 +45,11 @@ class Arrays:
     Args:
         splits: list of `Split`; indices count through all of them.
         preparation: a `Preparation`; digits are resized whole, neither cropped nor mirrored.
-        corners: how they are resized; see `fit`.
+        resize: how they are resized; see `fit`.
     """
 
-    def __init__(self, splits, preparation, corners=False):
-        self.preparation, self.corners = preparation, corners
+    def __init__(self, splits, preparation, resize="area"):
+        self.preparation, self.resize = preparation, resize
         self.originals = [split.images for split in splits]
         self.ends = np.cumsum([len(part) for part in self.originals])
         self.parts = [self._fit(part) if self._fits(len(part)) else part for part in self.originals]
@@ -67,7 +67,7 @@ class Arrays:
         return count * side * side * self.preparation.channels <= FITTED_BYTES
 
     def _fit(self, images):
-        return fit(images, self.preparation.channels, self.preparation.size, self.corners)
+        return fit(images, self.preparation.channels, self.preparation.size, self.resize)
 
     def batch(self, indices):
         """float32 (N, C, S, S) in [0, 1]."""

@@ -1,12 +1,10 @@
 """MNIST (LeCun et al. 1998): 60,000 + 10,000 handwritten digits, 28x28 grey."""
 
-import logging
 import os
-import tempfile
 from pathlib import Path
 
-from model_utils.errors import UserError
 from src.data import idx
+from src.data.download import fetch as download_file
 from src.data.split import Missing, Split, check_split
 
 FILES = {
@@ -25,7 +23,6 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "https://raw.githubusercontent.com/fgnt/mnist/master/",
 )
-TIMEOUT_SECONDS = 20
 
 
 def load(root, split, download=False):
@@ -67,41 +64,5 @@ def fetch(root, stem):
 
     Only a file of the published MD5 gets there. UserError naming the mirrors if none has it.
     """
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    root, name = Path(root), stem + ".gz"
-    failures = []
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
-            for mirror in MIRRORS:
-                try:
-                    fetched = pooch.retrieve(
-                        mirror + name,
-                        known_hash=f"md5:{MD5[stem]}",
-                        fname=name,
-                        path=folder,
-                        downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS),
-                    )
-                except requests.RequestException as error:
-                    failures.append(f"{mirror} ({_reason(error)})")
-                except ValueError:  # pooch: the hash does not match; its own temporary file is gone
-                    failures.append(f"{mirror} (another file than published: wrong MD5)")
-                else:
-                    Path(fetched).replace(root / name)
-                    return root / name
-    except OSError as error:
-        raise UserError(
-            f"{root}: cannot write {name} there ({error.strerror}); choose another folder"
-        ) from error
-    raise UserError(
-        f"MNIST: {name} could not be downloaded from {', '.join(failures)}; "
-        f"check the network, or put the file into {root} by hand"
-    )
-
-
-def _reason(error):
-    response = getattr(error, "response", None)
-    return f"HTTP {response.status_code}" if response is not None else type(error).__name__
+    name = stem + ".gz"
+    return download_file("MNIST", root, name, [mirror + name for mirror in MIRRORS], f"md5:{MD5[stem]}")

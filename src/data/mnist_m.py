@@ -13,6 +13,7 @@ from model_utils.errors import UserError
 from src.data import idx
 from src.data.decode import Unreadable
 from src.data.decode import read as read_image
+from src.data.download import ELSEWHERE
 from src.data.files import shown, subfolders
 from src.data.lists import read_lines
 from src.data.split import Missing, Split, check_digits, check_split
@@ -30,7 +31,7 @@ def load(root, split, download=False):
 
     root: the folder that create_mnistm.py wrote, or the published one with `mnist_m_train/` and
         `mnist_m_train_labels.txt` (the same for test) in it or in one of its subfolders.
-    download: has no effect; MNIST-M is made with create_mnistm.py.
+    download: has no effect; MNIST-M has no stable address, the message says what to do.
     Returns a Split: images uint8 (N, 28, 28, 3) RGB; memory-mapped if create_mnistm.py wrote them, the middle
     28x28 pixels if they are the published ones.
     Raises UserError if neither form is there, or if it is incomplete or damaged.
@@ -49,6 +50,7 @@ def load(root, split, download=False):
         raise Missing(
             f"MNIST-M: {paths[0].name} or a folder mnist_m_{split} not found in {root}; make it with: python "
             f"create_mnistm.py --mnistm_dir {root}"
+            + (f" (download does not fetch it: {ELSEWHERE['MNIST-M']})" if download else "")
         )
     return _load_published(folder, split)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from model_utils.errors import UserError, shortened
 from src import data
 from src.data.domains import Opening, array_domain, class_names, divide, kfold_domain, open_files
+from src.data.download import ELSEWHERE
 from src.data.files import shown, subfolders
 from src.data.lists import KfoldLists
 from src.data.rotated import Demo, RotatedMnist
@@ -60,13 +61,14 @@ class FolderSet:
     """
 
     classes = None  # follow from the sources
+    elsewhere = ""  # where to get the set from, for a message
 
     def __init__(self, config, left_out):
         self.config, self.left_out, self.root = config, left_out, Path(config.domains_image_root)
         if not os.path.isdir(self.root):
             raise UserError(
                 f"domains_image_root: {shown(self.root)!r} is no folder; it should hold <domain>/<class>/* "
-                "images"
+                f"images{self.elsewhere}"
             )
         folders = {name: subfolders(self.root / name) for name in subfolders(self.root)}
         self.names = tuple(name for name, inside in folders.items() if inside or name == config.target_domain)
@@ -97,6 +99,7 @@ class Pacs(FolderSet):
     """
 
     classes = PACS_CLASSES
+    elsewhere = f"; PACS: {ELSEWHERE['PACS']}"
 
     def domain(self, name, target):
         domain = super().domain(name, target)

@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from src.data.download import fetch
 from src.data.split import Missing, Split, check_digits, check_split
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
+MD5 = {  # as torchvision checks them
+    "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+}
 MAX_SAMPLES = 1_000_000  # the "extra" file has 531,131
 
 
@@ -16,12 +21,17 @@ def load(root, split, download=False):
     """Load SVHN from `train_32x32.mat` or `test_32x32.mat` in `root`.
 
     The files hold X, uint8 (32, 32, 3, N), and y, (N, 1), where 10 stands for the digit 0.
-    download: has no effect. Returns a Split: images uint8 (N, 32, 32, 3) RGB.
-    Raises UserError if the file is missing, unreadable, or of another layout.
+    download: fetch the file into `root` if it is missing.
+    Returns a Split: images uint8 (N, 32, 32, 3) RGB.
+    Raises UserError if the file is missing, unreadable, or of another layout, or cannot be fetched.
     """
     path = Path(root, f"{check_split(split)}_32x32.mat")
     if not os.path.isfile(path):
-        raise Missing(f"SVHN: {path.name} not found in {root}; get it from {URL}")
+        if not download:
+            raise Missing(
+                f"SVHN: {path.name} not found in {root}; fetch it with --download true, or get it from {URL}"
+            )
+        fetch("SVHN", root, path.name, [URL + path.name], f"md5:{MD5[path.name]}")
     images, labels = _read(path)
     labels = np.where(labels == 10, 0, np.where(labels == 0, -1, labels))  # a plain 0 would be out of range
     return Split(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), check_digits(labels, path))

@@ -275,7 +275,7 @@ class Task:
         if isinstance(part, Listing):
             return self._file_train_loader(part, preparation, plan, strong)
         splits = part.splits if isinstance(part, Joined) else [part]
-        arrays = Arrays(splits, preparation, self.config.digit_resize == "corners")
+        arrays = Arrays(splits, preparation, self.config.digit_resize)
         self._open(plan.name, "train", len(arrays))
         return ArrayTrainLoader(arrays, part.labels, plan)
 
@@ -302,7 +302,7 @@ class Task:
         batch_size = batch_size or self.config.eval_batch_size
         ranks = (self.device.rank, self.device.world) if role == "test" else (0, 1)
         if isinstance(part, Split):
-            arrays = Arrays([part], preparation, self.config.digit_resize == "corners")
+            arrays = Arrays([part], preparation, self.config.digit_resize)
             self._open(name, role, len(arrays))
             loader = ArrayTestLoader(arrays, part.labels, batch_size, *ranks)
         else:

@@ -36,32 +36,44 @@ def jitter(images, factors):
     return np.clip(grey + (values - grey) * saturation + 0.5, 0, 255).astype(np.uint8)
 
 
-def fit(images, channels, size, corners=False):
+def fit(images, channels, size, resize="area"):
     """Bring whole arrays to one shape: uint8 (N, H, W[, 3]) -> (N, size, size[, 3]), grey or RGB.
 
     RGB becomes grey by ITU-R 601 luma; grey becomes RGB later, per batch, to save memory.
-    Resizing averages areas when shrinking and interpolates linearly when growing; with `corners` it
-    interpolates linearly either way, between grids whose outermost pixels coincide.
+    With "area" resizing averages areas when shrinking and interpolates linearly when growing; the grids in
+    GRIDS interpolate linearly either way.
+
+    Args:
+        resize: "area", or a name in GRIDS.
     """
     if channels == 1 and images.ndim == 4:
         images = np.round(images @ LUMA).astype(np.uint8)
     if images.shape[1:3] == (size, size):
         return images
-    if corners:
-        return corner_aligned(images, size)
+    if resize in GRIDS:
+        return interpolated(images, size, GRIDS[resize])
     import cv2
 
     method = cv2.INTER_AREA if images.shape[1] > size else cv2.INTER_LINEAR
     return np.stack([cv2.resize(image, (size, size), interpolation=method) for image in images])
 
 
-def corner_aligned(images, size):
-    """Bilinear resizing of uint8 (N, H, W[, 3]) to (N, size, size[, 3]) with fixed corners.
+# Where the pixels of a new grid of `size` lie in the old one of `length`.
+GRIDS = {
+    # The outermost pixels coincide: pixel i lies at i·(length - 1)/(size - 1).
+    "corners": lambda length, size: np.linspace(0, length - 1, size),
+    # The first pixels coincide: pixel i lies at i·length/size. This is `tf.image.resize_images` of
+    # TensorFlow 1 without `align_corners`, which the authors of ADDA (Tzeng et al. 2017) call.
+    "origin": lambda length, size: np.minimum(np.arange(size) * length / size, length - 1),
+}
 
-    Output pixel i lies at i·(H - 1)/(size - 1): the authors of ADDA (Tzeng et al. 2017) bring USPS and SVHN
-    to 28 x 28 in this way.
+
+def interpolated(images, size, grid):
+    """Bilinear resizing of uint8 (N, H, W[, 3]) to (N, size, size[, 3]).
+
+    grid: function in GRIDS.
     """
-    rows, columns = (_hat(length, size) for length in images.shape[1:3])
+    rows, columns = (_hat(grid(length, size), length) for length in images.shape[1:3])
     flat = images if images.ndim == 4 else images[..., None]
     resized = np.empty((len(images), size, size, flat.shape[3]), np.uint8)
     for start in range(0, len(images), 1024):
@@ -72,9 +84,8 @@ def corner_aligned(images, size):
     return resized if images.ndim == 4 else resized[..., 0]
 
 
-def _hat(length, size):
-    """float32 (size, length): the weights of linear interpolation at `size` places from 0 to length - 1."""
-    places = np.linspace(0, length - 1, size)
+def _hat(places, length):
+    """float32 (places, length): the weights of linear interpolation at places from 0 to length - 1."""
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(length))).astype(np.float32)
 
 

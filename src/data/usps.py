@@ -15,12 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from model_utils.errors import UserError
+from src.data.download import fetch
 from src.data.split import Missing, Split, check_digits, check_split
 
 LIBSVM = {"train": ("usps", "usps.bz2"), "test": ("usps.t", "usps.t.bz2")}
 ZIP_CODE = {"train": ("zip.train", "zip.train.gz"), "test": ("zip.test", "zip.test.gz")}
 HDF5 = "usps.h5"
 URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html#usps"
+FILES = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/"
+MD5 = {  # of the libsvm files, as torchvision checks them
+    "usps.bz2": "ec16c51db3855ca6c91edd34d0e9b197",
+    "usps.t.bz2": "8ea070ee2aca1ac39742fdd1ef5ed118",
+}
 PIXELS = 256
 MAX_TEXT_BYTES = 2**28  # the training text has 14 MB
 TOLERANCE = 1e-3
@@ -33,8 +39,9 @@ def load(root, split, download=False):
     - `zip.train`, `zip.test` (plain or .gz): a digit and 256 pixels in -1..1 per line;
     - `usps.h5`: groups train and test with `data` in 0..1 and `target`; needs the package h5py.
 
-    download: has no effect. Returns a Split: images uint8 (N, 16, 16), ink 255 on 0.
-    Raises UserError, with file and line, if the files are missing or malformed.
+    download: fetch the libsvm file into `root` if none of these is there.
+    Returns a Split: images uint8 (N, 16, 16), ink 255 on 0.
+    Raises UserError, with file and line, if the files are missing or malformed, or cannot be fetched.
     """
     check_split(split)
     for names, read in ((LIBSVM, _read_libsvm), (ZIP_CODE, _read_zip_code)):
@@ -44,8 +51,15 @@ def load(root, split, download=False):
                 return _finish(labels, (values + 1) / 2, path)
     if os.path.isfile(path := Path(root, HDF5)):
         return _finish(*_read_hdf5(path, split), path)
+    if download:
+        name = LIBSVM[split][1]
+        fetch("USPS", root, name, [FILES + name], f"md5:{MD5[name]}")
+        return load(root, split)
     looked_for = ", ".join((*LIBSVM[split], *ZIP_CODE[split], HDF5))
-    raise Missing(f"USPS: none of {looked_for} found in {root}; get {LIBSVM[split][1]} from {URL}")
+    raise Missing(
+        f"USPS: none of {looked_for} found in {root}; fetch it with --download true, or get "
+        f"{LIBSVM[split][1]} from {URL}"
+    )
 
 
 def _finish(labels, ink, path):

@@ -84,7 +84,9 @@ class AdaptLoss(nn.Cell):
     Args:
         networks: (target network, frozen source network, discriminator).
         joint: whether all that the target network sees goes through it as one batch.
-        use: which of "class", "entropy" and "consistency" are computed.
+        use: which of "class", "entropy" and "consistency" are computed. With "source rows" the mapping loss
+            is the mean over the rows of both domains with inverted labels, as in the authors' code. The
+            source rows have no gradient, so that of the target network is half as large.
         confidence: probability from which a prediction counts as confident.
 
     Returns the total and the scalars named in TERMS.
@@ -96,6 +98,7 @@ class AdaptLoss(nn.Cell):
         self.discriminator_loss = DiscriminatorLoss(self.discriminator)
         self.use_class, self.use_entropy = "class" in use, "entropy" in use
         self.use_consistency, self.confidence, self.joint = "consistency" in use, confidence, joint
+        self.map_both = "source rows" in use
 
     def _logits(self, images):
         return ops.cast(self.network(images), ms.float32)
@@ -122,14 +125,20 @@ class AdaptLoss(nn.Cell):
         guess = ops.cast(ops.argmax(probabilities, 1), ms.int32)
         return ops.mean(confident * ops.cross_entropy(strong_logits, guess, reduction="none"))
 
+    def _mapping(self, source_logits, target_logits, domains):
+        """Cross-entropy of domain logits against the inverted labels."""
+        if self.map_both:
+            rows = ops.concat((source_logits, target_logits))
+            return cross_entropy(frozen(self.discriminator, rows), 1 - domains)
+        return cross_entropy(frozen(self.discriminator, target_logits), domains[: target_logits.shape[0]])
+
     def construct(self, source, labels, target, strong, domains, weights):
         half = labels.shape[0]
         logits = self._forward(source, target, strong)
         target_logits = logits[:half]
         source_logits = ops.cast(self.source_network(source), ms.float32)
         discriminator_loss, domain_accuracy = self.discriminator_loss(source_logits, target_logits, domains)
-        fooled = frozen(self.discriminator, target_logits)
-        mapping_loss = cross_entropy(fooled, domains[:half])
+        mapping_loss = self._mapping(source_logits, target_logits, domains)
         class_loss = entropy = consistency = ops.zeros_like(mapping_loss)
         if self.use_class:
             class_loss = cross_entropy(logits[half : 2 * half], labels)

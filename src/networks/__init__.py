@@ -21,6 +21,7 @@ import pkgutil
 
 from model_utils.errors import UserError
 from model_utils.key import Key
+from src.networks._initial import CHOICES, DEFAULT
 from src.networks.heads import Bottleneck, Classifier, LinearHead
 
 DIGITS = 10  # classes of the digit data sets
@@ -40,6 +41,12 @@ def keys():
             "initial weights: auto takes those that ship with a dependency, none starts from random ones, "
             "FILE is a checkpoint or run folder, or the authors' file",
             path=True,
+        ),
+        "initial_weights": Key(
+            DEFAULT,
+            "random weights to start from, where there are no others: default is MindSpore's own, glorot "
+            "draws weights uniformly after Glorot & Bengio with biases 0, glorot_biases draws biases, too",
+            choices=CHOICES,
         ),
         "num_classes": Key(0, "number of classes; 0: as many as the labelled data have", low=0),
         "bottleneck": Key(
@@ -81,12 +88,14 @@ class Family:
         variants: what may follow the module's name in a network's name.
         keys: configuration keys of this family only.
         prefixes: what the names of backbone's and class head's parameters begin with in checkpoints.
+        weights_from: where the authors' weights are to be had, for a message; "" without such.
         head_draws_first: whether the head's dropout mask is drawn before the backbone's.
     """
 
     variants = ("",)
     keys = {}
     prefixes = ("", "classifier.")
+    weights_from = ""
     head_draws_first = False
 
     def knows(self, variant):

@@ -5,13 +5,17 @@ import numpy as np
 from mindspore import nn, ops
 
 from model_utils.errors import UserError, shortened
+from model_utils.key import Key
 from model_utils.restricted_pickle import load_numpy_pickle
 from src import networks
 from src.data.preparation import Preparation
 from src.ops.twice_differentiable import LocalResponseNorm, max_pool
 
 SIZE = 227
-MEAN_BGR = (104.0, 117.0, 123.0)  # of ImageNet's pixels, 0 to 255, as Caffe subtracts them
+MEANS_BGR = {  # of ImageNet's pixels, 0 to 255: blue, green, red
+    "caffe": (104.0, 117.0, 123.0),
+    "vgg": (103.939, 116.779, 123.68),
+}
 HIDDEN = 4096
 POOLED = 256, 6, 6  # channels, height and width behind the last pooling
 CONVOLUTIONS = {  # name: (input channels, output channels, kernel, stride, groups)
@@ -38,9 +42,10 @@ class Backbone(nn.Cell):
     Args:
         dropout: probability behind each of the two hidden layers.
         twice: whether gradients of gradients will be asked for.
+        means: a name in MEANS_BGR, the means that are subtracted.
     """
 
-    def __init__(self, dropout, twice=False):
+    def __init__(self, dropout, twice=False, means="caffe"):
         super().__init__()
         for name in CONVOLUTIONS:
             setattr(self, name, _convolution(name))
@@ -48,7 +53,7 @@ class Backbone(nn.Cell):
         self.pool = max_pool(3, 2, twice)
         self.fc6 = nn.Dense(int(np.prod(POOLED)), HIDDEN)
         self.fc7 = nn.Dense(HIDDEN, HIDDEN)
-        self.mean = ms.Tensor(np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1))
+        self.mean = ms.Tensor(np.array(MEANS_BGR[means], np.float32).reshape(1, 3, 1, 1))
         self.feature_size, self.masks, self.head_dropout = HIDDEN, (((HIDDEN,), dropout),), dropout
 
     def construct(self, images, keep6=None):
@@ -67,12 +72,22 @@ class Backbone(nn.Cell):
 class Family(networks.Family):
     """Network `alexnet`."""
 
+    weights_from = "https://www.cs.toronto.edu/~guerzhoy/tf_alexnet/bvlc_alexnet.npy"
+    keys = {
+        "image_means": Key(
+            "caffe",
+            "what is subtracted from red, green and blue, 0 to 255: caffe 123, 117, 104; vgg 123.68, "
+            "116.779, 103.939, as the authors of MASF do",
+            choices=tuple(MEANS_BGR),
+        ),
+    }
+
     def preparation(self, variant, config):
         return Preparation(SIZE)
 
     def backbone(self, variant, config, preparation, twice=False):
         networks.check_size("alexnet", preparation, SIZE)
-        return Backbone(config.dropout, twice)
+        return Backbone(config.dropout, twice, config.image_means)
 
     def read_published(self, variant, path, network):
         return published(path, {p.name: tuple(p.shape) for p in network.backbone.get_parameters()})

@@ -236,6 +236,7 @@ class Family(networks.Family):
     """
 
     variants = tuple(VARIANTS)
+    weights_from = "https://ping-chao.com/hardnet/"
     head_draws_first = True
 
     def preparation(self, variant, config):

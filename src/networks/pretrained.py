@@ -41,6 +41,8 @@ def load_initial(network, config, classes=None):
         fill(network, values, f"the packaged weights of {config.network}")
         return
     path = Path(paths.expanded(wanted, "pretrained"))
+    if family.weights_from and not path.exists():
+        raise UserError(f"pretrained: there is no {path}; get the weights from {family.weights_from}")
     if path.suffix == ".ckpt" or path.is_dir():
         values, where, names = _of_checkpoint(path)
         values = family.renamed(values, network)

@@ -67,6 +67,12 @@ class Method(trainer.Trainer):
         "lr": Key(0.001, "learning rate of source training (peak, if scheduled)", above=0),
         "adversary_lr": Key(0.0002, "learning rate of adversarial training (peak, if scheduled)", above=0),
         "mapping_weight": Key(1.0, "weight of the target network's adversarial loss", low=0),
+        "mapping_rows": Key(
+            "target",
+            "target: that loss is the mean over target images; both: over source and target images as the "
+            "authors have it, half of that gradient",
+            choices=("target", "both"),
+        ),
         "class_weight": Key(
             0.0, "weight of the class loss on source images that the target network keeps", low=0
         ),
@@ -133,6 +139,8 @@ class Method(trainer.Trainer):
         use = [name for name, weight in weights.items() if weight > 0]
         # Without batch normalisation one pass gives what several do, in less time.
         joint = config.batch_norm == "joint" or not has_batch_norm(network)
+        if config.mapping_rows == "both":
+            use.append("source rows")
         loss = AdaptLoss((network, frozen, discriminator), joint, use, config.confidence)
         self.add_update(ADAPT, loss, {**adapt, **of_discriminator})
         self._evaluate = jit(self._validation_logits, config)

@@ -73,6 +73,12 @@ class Method(trainer.Trainer):
         "batch_size": Key(1, "export.py: fixed batch size", low=1),
         "train_iterations": Key(300, "training steps", low=0),
         "inner_lr": Key(1e-5, "rate of the inner step on the task loss", low=0),
+        "inner_gradient": Key(
+            "mean",
+            "the inner step's gradient, before it is clipped: mean of the cross-entropy over the images of "
+            "each domain, as in the paper; sum over them, as in the authors' code",
+            choices=("mean", "sum"),
+        ),
         "outer_lr": Key(
             1e-5, "Adam's rate for the task loss and for the meta-gradient (peak, if scheduled)", above=0
         ),
@@ -129,6 +135,9 @@ class Method(trainer.Trainer):
         self.scale = config.loss_scale if config.amp_level != "O0" else 1.0
         self.inner_lr, self.zero = ms.Tensor(config.inner_lr, ms.float32), ms.Tensor(0.0, ms.float32)
         self.divisor = ms.Tensor(self.scale, ms.float32)
+        # The sum over a domain's images is so many times their mean.
+        images = config.meta_batch_size * self.device.world
+        self.inner_factor = float(images) if config.inner_gradient == "sum" else 1.0
         self.network_weights = ms.ParameterTuple(self.trained.trainable_params())
         self.metric_weights = self.weights("metric")
         self.start = buffers("start", self.network_weights)
@@ -182,12 +191,16 @@ class Method(trainer.Trainer):
     def _unscaled(self, gradients):
         return gradients if self.scale == 1.0 else optim.divided(gradients, self.divisor)
 
+    def _inner_gradients(self, gradients):
+        """Gradients of the mean cross-entropy -> what the inner step clips and takes."""
+        return gradients if self.inner_factor == 1.0 else optim.multiplied(gradients, self.inner_factor)
+
     def _inner_step(self, images, labels, rate, *masks):
         """Task loss and its gradient at θ; leaves the network at θ', θ in `start`."""
         loss, gradients = self.task_gradient(images, labels, *masks)
         gradients = self.reduce(self._unscaled(gradients))
         store(self.task_gradients, gradients)
-        moved = clip_each(gradients, self.config.gradients_clip_value)
+        moved = clip_each(self._inner_gradients(gradients), self.config.gradients_clip_value)
         for weight, start, gradient in zip(self.network_weights, self.start, moved):  # noqa: B905 - the graph compiler knows no strict
             before = ops.assign(start, weight)
             ops.assign(weight, before - rate * gradient)
@@ -216,7 +229,9 @@ class Method(trainer.Trainer):
     def _second_order(self, images, labels, rate, *masks):
         """v - rate·∇⟨∇L(θ), J·v⟩. Ranks average what is linear in L: it is exact for them together."""
         limit = self.config.gradients_clip_value
-        direction = through_clipping(self.task_gradients, self.meta_gradients, limit)
+        direction = through_clipping(self._inner_gradients(self.task_gradients), self.meta_gradients, limit)
+        if self.inner_factor != 1.0:
+            direction = optim.multiplied(direction, self.inner_factor)
         through = self.reduce(self.hessian_gradient(direction, images, labels, *masks))
         for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler knows no strict
             ops.assign(part, part - rate * hessian)

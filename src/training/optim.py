@@ -77,6 +77,11 @@ def clip_by_global_norm(gradients, norm, limit):
     return _for_each(ops.partial(_times, limit / ops.maximum(norm, limit)), gradients)
 
 
+def multiplied(gradients, factor):
+    """Every gradient · factor, a float."""
+    return _for_each(ops.partial(_times, factor), gradients)
+
+
 def divided(gradients, divisor):
     """Every gradient / divisor, a scalar Tensor."""
     return _for_each(ops.partial(_times, 1.0 / divisor), gradients)

@@ -17,6 +17,7 @@ from model_utils import noise
 from model_utils.errors import UserError
 from src import networks
 from src.evaluation.evaluate import Evaluator
+from src.networks import _initial
 from src.networks.heads import Precomputed
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
@@ -102,6 +103,7 @@ class Trainer:
         self.held_out = self.cache = None
         self.plan()
         self.network = self.whole = networks.build(config, len(task.classes))
+        _initial.draw(self.network, config)
         load_initial(self.network, config, task.classes)
         if config.freeze_backbone:
             freeze(self.network.backbone)
@@ -229,6 +231,7 @@ class Trainer:
         """Register a network of the method's own; its parameters are called `<name>.…`. Returns the cell."""
         for parameter in cell.get_parameters():
             parameter.name = f"{name}.{parameter.name}"
+        _initial.draw(cell, self.config)
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
 
