@@ -237,8 +237,9 @@ class Trainer:
 
     def new_network(self, **options):
         """A further network like `network`, with weights of its own. options: of `networks.build`."""
-        backbone = Precomputed(self.whole.backbone) if self.cache else None
-        network = networks.build(self.config, len(self.task.classes), backbone=backbone, **options)
+        if self.cache:
+            options["backbone"] = Precomputed(self.whole.backbone)
+        network = networks.build(self.config, len(self.task.classes), **options)
         if self.config.freeze_backbone:
             freeze(network.backbone)
         return network
