@@ -33,7 +33,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 $(OLDEST_VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)

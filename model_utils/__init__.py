@@ -1,6 +1,6 @@
 """What knows nothing of domain adaptation: configuration, checkpoints, devices, processes, logging."""
 
-__version__ = "2.0.0"
+__version__ = "2.1.0"
 NAME = "mindspore-domain-adaptation"
 
 

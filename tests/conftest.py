@@ -23,8 +23,37 @@ def keep_to_own_cores():
 keep_to_own_cores()
 
 
+# Test files that take longest, in this order: with several processes they must not begin last.
+LONGEST = (
+    "test_commands",
+    "test_distributed",
+    "test_contract",
+    "test_masf",
+    "test_sweep",
+    "test_matrix",
+    "test_kill",
+    "test_feature_cache",
+    "test_hardnet",
+    "test_report",
+    "test_selection",
+    "test_inference",
+    "test_dann_options",
+    "test_dann",
+    "test_adda",
+    "test_extending",
+)
+
+
+def _place(item):
+    name = item.path.stem
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items):
-    """Without real data, tests marked `thorough` are left to continuous integration, which has them."""
+    """The longest files first. Without real data, tests marked `thorough` are left to continuous integration,
+    which has them.
+    """
+    items.sort(key=_place)
     if os.environ.get("DATA_ROOT") or os.environ.get("THOROUGH") == "1":
         return
     for item in items:

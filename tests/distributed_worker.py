@@ -190,7 +190,8 @@ def main():
     arrays = {}
     for sync in (False, True):
         arrays |= {f"{'sync' if sync else 'plain'} {name}": v for name, v in gradients(place, sync).items()}
-    arrays |= {f"update {name}": value for name, value in update(place).items()}
+    if "--hardnet" in arguments:
+        arrays |= {f"update {name}": value for name, value in update(place).items()}
     facts = {"types": broadcast_of_all_types(place), "failure": joint_failure(place)}
     facts["sum"] = place.all_sum(place.rank + 1, 2**23)
     facts["accuracies"] = accuracies(place)

@@ -503,6 +503,7 @@ def test_warp_keeps_the_centre():
 # Whole runs
 
 
+@pytest.mark.thorough
 def test_two_runs_end_as_one(place, tmp_path):
     """The scripts train the source network in a run of its own: bit for bit as one run does."""
 

@@ -139,7 +139,10 @@ def test_pynative_mode_trains(tmp_path):
     assert len(re.findall(LINE, shown)) == 1
 
 
-@pytest.mark.parametrize("number, statuses", [(signal.SIGTERM, {143}), (signal.SIGINT, {130})])
+@pytest.mark.parametrize(
+    "number, statuses",
+    [(signal.SIGTERM, {143}), pytest.param(signal.SIGINT, {130}, marks=pytest.mark.thorough)],
+)
 def test_stopped_by_a_signal_and_resumed_ends_bit_identical(run, tmp_path, number, statuses):
     whole, _ = run
     folder = tmp_path / "run"
@@ -385,7 +388,7 @@ def small_disk(size, folder, *arguments):
     )
 
 
-@pytest.mark.parametrize("size", ["8k", "5m"])
+@pytest.mark.parametrize("size", ["8k", pytest.param("5m", marks=pytest.mark.thorough)])
 def test_training_onto_a_full_disk_ends_in_one_line(tmp_path, size):
     keys = {**DEMO, "output_dir": tmp_path / "run", "save_checkpoint_steps": 4}
     done = small_disk(size, tmp_path, "train.py", *options(**keys))

@@ -22,7 +22,14 @@ from src.train_cells import find_method, method_names
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *TINY.glob("*[!s].yaml")])
 
 
-@pytest.fixture(scope="module", params=method_names())
+def methods():
+    """Every method; those that are supervised training under another name only where tests are thorough."""
+    for name in method_names():
+        renamed = name != "supervised" and issubclass(find_method(name), find_method("supervised"))
+        yield pytest.param(name, marks=pytest.mark.thorough) if renamed else name
+
+
+@pytest.fixture(scope="module", params=methods())
 def run(request, place, tmp_path_factory):
     """One whole tiny training: its cell, what it logged, and its state at the start, at cuts, at ends."""
     settings = tiny_config(request.param)

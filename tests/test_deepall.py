@@ -149,6 +149,7 @@ def test_the_warm_up_rises_from_zero_over_epochs_of_the_smallest_domain(place, u
 # The commands
 
 
+@pytest.mark.thorough
 def test_train_evaluate_and_export(tmp_path):
     out = tmp_path / "run"
     succeeded(command("train.py", config=TINY_CONFIG, output_dir=out, device_target="CPU"))

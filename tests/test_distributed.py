@@ -1,6 +1,7 @@
 """Two real processes under msrun on the CPU; tests/distributed_worker.py is what each of them does."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 
 from model_utils import run_log
 from tests.helpers import ROOT, environment
+
+THOROUGH = bool(os.environ.get("DATA_ROOT")) or os.environ.get("THOROUGH") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,7 @@ def ranks(tmp_path_factory):
         [
             *(sys.executable, "-m", "model_utils.launch", "--program", "tests/distributed_worker.py"),
             *("--form", "N=@processes", "--", "2", "--out", folder, "--log_dir", folder / "log"),
+            *(("--hardnet", "1") if THOROUGH else ()),
         ],
         cwd=ROOT,
         env=environment(PYTHONPATH=str(ROOT)),
@@ -55,6 +59,7 @@ def test_averaged_gradients_equal_those_of_the_joined_batch(ranks, normalisation
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+@pytest.mark.thorough
 def test_two_processes_make_the_update_of_one_that_accumulates(ranks):
     """HarDNet's whole step, its 224 parameters: N + N images on two ranks, and 2 x N on one."""
     _, arrays, _ = ranks

@@ -216,6 +216,7 @@ class Hessian:
         return self.second(x)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_are_those_of_differences(monkeypatch):
     """All activations lie between 0 and 6: differences would see the kinks of ReLU6, the derivative can't."""
     monkeypatch.setattr(efficientnet_lite, "GROUPS", SHORT)

@@ -224,6 +224,7 @@ def test_a_run_prints_and_writes_what_it_should(finished):
     assert f"top-5 accuracy: {round(result['top5_accuracy']['val'], 6)}" in shown
 
 
+@pytest.mark.thorough
 def test_eval_of_a_half_precision_run_says_what_the_run_said(finished, tmp_path):
     shown, folder = finished
     target = tmp_path / "result.json"

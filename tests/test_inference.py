@@ -499,6 +499,7 @@ def test_run_infer_310_as_a_user_types_it(made, data, tmp_path):
     assert len(list((tmp_path / "out" / "result_Files").rglob("*.txt"))) == 30
 
 
+@pytest.mark.thorough
 def test_export_without_a_data_set_compares_on_photographs(made, files, tmp_path):
     keys = {"ckpt_file": made.folder / "run", "file_format": "ONNX", "file_name": tmp_path / "net"}
     keys |= {"dataset_path": tmp_path / "absent"}

@@ -1,6 +1,7 @@
 """SIGKILL at random moments of a real run, many while a checkpoint is written; then resume to the same end.
 
-Four kills by default; `KILLS=20 python -m pytest tests/test_kill.py -s` makes twenty and prints figures.
+Two kills by default, four where tests are thorough. `KILLS=20 python -m pytest tests/test_kill.py -s` makes
+twenty and prints figures.
 """
 
 import os
@@ -16,7 +17,8 @@ import pytest
 from model_utils import checkpoint, run_log
 from tests.helpers import DEMO, ROOT, environment, options
 
-KILLS = int(os.environ.get("KILLS", "4"))
+THOROUGH = os.environ.get("DATA_ROOT") or os.environ.get("THOROUGH") == "1"
+KILLS = int(os.environ.get("KILLS", "4" if THOROUGH else "2"))
 KEYS = {
     **DEMO,
     "steps_per_epoch": 5,

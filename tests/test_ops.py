@@ -645,6 +645,7 @@ def compiler():
         pytest.skip("no C++ compiler (g++)")
 
 
+@pytest.mark.thorough
 def test_cache(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name, how = _library._shared_object("1.0")

@@ -38,7 +38,7 @@ CASES = (
     "masf_rotated_mnist/demo",
     "deepall_rotated_mnist/demo",
     "masf_pacs_small/demo",
-    "tiny_hardnet/demo",
+    pytest.param("tiny_hardnet/demo", marks=pytest.mark.thorough),
 )
 STEPS = 3  # compared of each phase's beginning
 
