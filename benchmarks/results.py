@@ -278,6 +278,9 @@ def known(kept=KEPT):
     numbers = set()
     text = page(kept) + EXPERIMENTS.read_text(encoding="utf-8")
     for results in load(kept).values():
+        # Rows that compare with three seeds of an experiment that has more.
+        for values in zip(*([*r["accuracy"].values()] for r in results[:FEWEST_FOR_SPREAD]), strict=True):
+            numbers |= set(re.findall(r"\d+\.\d+", percent(values)))
         for result in results:
             values = [*result["accuracy"].values(), *result["oracle_accuracy"].values()]
             values += [value for row in result.get("test", ()) for value in row[3].values()]
