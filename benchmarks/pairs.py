@@ -1,7 +1,7 @@
 """Methods on every pair of domains of a folder, on the features of a frozen backbone or fine-tuned.
 
     python -m benchmarks.pairs ROOT [--methods mcc supervised …] [--seeds 0 1 2] [--pairs photo-sketch …]
-                               [--prefix photos] [--folder DIR] [--workers N] [--save] [--key value …]
+                               [--prefix photos] [--folder DIR] [--workers N] [--save=TITLE] [--key value …]
 
 ROOT holds <domain>/<class>/* images. For each seed, method and ordered pair of domains runs train.py with
 configs/<prefix>_<method>.yaml, or configs/<prefix>.yaml where that is the method's, the first domain as
@@ -12,7 +12,7 @@ at once, each with its share of the cores.
 
 Prints the accuracy on all target images at the last checkpoint, in %: for each pair the mean over the seeds,
 then the mean over the pairs, mean ± standard deviation of the sample over seeds. --save keeps all of it in
-benchmarks/results/pairs.json.
+benchmarks/results/pairs.json, which docs/results.md shows.
 """
 
 import argparse
@@ -119,28 +119,64 @@ def everything(arguments, keys):
         return dict(pool.map(one, jobs))
 
 
-def table(found, methods, pairs, seeds):
-    """Lines of a Markdown table: pairs in columns, methods in rows."""
-    lines = [
-        f"| | {' | '.join(f'{source[0].upper()}→{target[0].upper()}' for source, target in pairs)} | mean |",
-        "|---" * (len(pairs) + 2) + "|",
+def table(runs, kind="method"):
+    """Lines of a Markdown table: pairs in columns, methods in rows.
+
+    runs: {method: {"source-target": {seed: [accuracy in %, seconds]}}}. A row takes the seeds that all pairs
+    of its method have; its cells are means over them, the last one the mean over pairs.
+    """
+    pairs = sorted({pair for of_method in runs.values() for pair in of_method}, key=_order_of_pair)
+    heads = [
+        kind,
+        *(f"{one[0].upper()}→{other[0].upper()}" for one, other in map(_split, pairs)),
+        "mean",
+        "seeds",
     ]
-    for method in methods:
-        cells = [statistics.mean(found[method, pair, seed][0] for seed in seeds) for pair in pairs]
-        means = [statistics.mean(found[method, pair, seed][0] for pair in pairs) for seed in seeds]
-        lines.append(f"| {method} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {spread(means)} |")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for method, of_method in runs.items():
+        seeds = sorted(set.intersection(*(set(of_method.get(pair, {})) for pair in pairs)), key=int)
+        if not seeds:
+            continue
+        cells = [statistics.mean(of_method[pair][seed][0] for seed in seeds) for pair in pairs]
+        means = [statistics.mean(of_method[pair][seed][0] for pair in pairs) for seed in seeds]
+        mean = spread(means) if len(means) > 2 else ", ".join(f"{value:.2f}" for value in means)
+        cells = [f"{cell:.1f}" for cell in cells]
+        lines.append(f"| {' | '.join([method, *cells, mean, ', '.join(seeds)])} |")
     return lines
 
 
-def save(found, command):
-    """Add the results to those that are kept: {method: {pair: {seed: [accuracy, seconds]}}}."""
-    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"runs": {}, "commands": []}
-    for (method, pair, seed), (accuracy, seconds) in found.items():
-        of_pair = kept["runs"].setdefault(method, {}).setdefault("-".join(pair), {})
-        of_pair[str(seed)] = [round(accuracy, 4), round(seconds, 1)]
-    kept["commands"] = sorted({*kept["commands"], command})
+def _split(pair):
+    return tuple(pair.split("-"))
+
+
+def _order_of_pair(pair):
+    return [order(name) for name in _split(pair)]
+
+
+def as_runs(found):
+    """{method: {pair: {seed: [accuracy, seconds]}}} of what `everything` returns."""
+    runs = {}
+    for (method, pair, seed), values in found.items():
+        runs.setdefault(method, {}).setdefault("-".join(pair), {})[str(seed)] = list(values)
+    return runs
+
+
+def kept(path=KEPT):
+    """{title: {"command", "runs"}} of what was saved; {} if nothing was."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def save(found, title, command):
+    """Add results to those that are kept under a title."""
+    content = kept()
+    entry = content.setdefault(title, {"commands": [], "runs": {}})
+    entry["commands"] = sorted({*entry["commands"], command})
+    for method, of_method in as_runs(found).items():
+        for pair, of_pair in of_method.items():
+            known = entry["runs"].setdefault(method, {}).setdefault(pair, {})
+            known |= {seed: [round(a, 4), round(seconds, 1)] for seed, (a, seconds) in of_pair.items()}
     with atomic(KEPT) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def parse(argv):
@@ -155,7 +191,7 @@ def parse(argv):
     parser.add_argument("--prefix", default="photos")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "pairs")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--save", metavar="TITLE", help="keep the results under this title, as --save=TITLE")
     arguments, words = parser.parse_known_args(argv)
     keys = [f"--{name}={value}" for name, value in config.read_arguments(words).items()]
     names = subfolders(arguments.root)
@@ -180,9 +216,10 @@ def order(name):
 def main():
     arguments, keys = parse(sys.argv[1:])
     found = everything(arguments, keys)
-    print("\n".join(table(found, arguments.methods, arguments.pairs, arguments.seeds)))
+    print("\n".join(table(as_runs(found))))
     if arguments.save:
-        save(found, " ".join(["python -m benchmarks.pairs PACS", *sys.argv[2:]]))
+        options = [word for word in sys.argv[2:] if word != f"--save={arguments.save}"]
+        save(found, arguments.save, " ".join(["python -m benchmarks.pairs PACS", *options]))
     return 0
 
 

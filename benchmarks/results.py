@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import pairs
 from benchmarks.report import spread
 from model_utils import cli
 from model_utils.checkpoint import atomic
@@ -78,7 +79,7 @@ def load(kept=KEPT):
     """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
     groups = {}
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name in (FIGURES, TIMES):
+        if path.name in (FIGURES, TIMES, pairs.KEPT.name):
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
@@ -239,6 +240,18 @@ def _times_table(kept):
     )
 
 
+def _pairs_tables(kept):
+    """Sections on every pair of domains, one for each title that `python -m benchmarks.pairs` has kept."""
+    lines = []
+    for title, entry in pairs.kept(Path(kept) / pairs.KEPT.name).items():
+        lines += [f"## {title}", ""]
+        lines += [
+            "Accuracy on all target images, last checkpoint, in %. The first letter is the labelled source."
+        ]
+        lines += ["", *pairs.table(entry["runs"]), "", "```", *entry["commands"], "```", ""]
+    return "\n".join(lines).rstrip()
+
+
 def _published_table():
     """Figures of the published documents, beside nothing of ours."""
     content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
@@ -265,6 +278,7 @@ def page(kept=KEPT):
     parts = [
         INTRODUCTION,
         *parts,
+        _pairs_tables(kept),
         _times_table(kept),
         _figures_table(figures(kept)),
         _published_table(),
