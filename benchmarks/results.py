@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import pairs
+from benchmarks import pairs, selection_pools
 from benchmarks.report import spread
 from model_utils import cli
 from model_utils.checkpoint import atomic
@@ -79,7 +79,7 @@ def load(kept=KEPT):
     """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
     groups = {}
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name in (FIGURES, TIMES, pairs.KEPT.name):
+        if path.name in (FIGURES, TIMES, pairs.KEPT.name, selection_pools.KEPT.name):
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
@@ -252,6 +252,16 @@ def _pairs_tables(kept):
     return "\n".join(lines).rstrip()
 
 
+def _selection_table(path):
+    """The section on rules of selection; "" if nothing was kept."""
+    if not path.is_file():
+        return ""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["## Rules of selection", "", "Accuracies in %, regrets in points.", ""]
+    lines += [*selection_pools.pool_lines(content["pools"]), "", *selection_pools.table(content["pools"])]
+    return "\n".join([*lines, "", "```", content["command"], "```"])
+
+
 def _published_table():
     """Figures of the published documents, beside nothing of ours."""
     content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
@@ -279,6 +289,7 @@ def page(kept=KEPT):
         INTRODUCTION,
         *parts,
         _pairs_tables(kept),
+        _selection_table(Path(kept) / selection_pools.KEPT.name),
         _times_table(kept),
         _figures_table(figures(kept)),
         _published_table(),
