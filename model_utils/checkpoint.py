@@ -67,8 +67,8 @@ def _write(entries, path):
         try:
             ms.save_checkpoint(entries, str(temporary), crc_check=True)
         except RuntimeError as error:
-            # Where MindSpore wraps the refusal of the operating system, that is the cause; else it is a bug,
-            # or too little memory, and stays what it is.
+            # MindSpore may wrap an error of the operating system, which is then the cause. Any other error is
+            # a bug, or too little memory, and is passed on.
             cause = _refusal_behind(error)
             if cause is None:
                 raise
@@ -197,8 +197,8 @@ def fill(parameters, values, what, where):
             "use the --config it was trained with"
         )
     for name, parameter in parameters.items():
-        # In place: set_data exchanges the tensor, and what is compiled already goes on with the old one, on
-        # MindSpore 2.7 even after it was freed (a crash; optimizers are compiled in PyNative mode, too).
+        # In place, because set_data exchanges the tensor and code that is compiled already goes on with the
+        # old one. MindSpore 2.7 does so even after it was freed, and crashes.
         ms.ops.assign(parameter, ms.Tensor(values[name], parameter.dtype))
 
 
@@ -307,7 +307,7 @@ def _is_training_meta(meta):
 
 
 def set_aside_newer(output_dir, path):
-    """Rename the damaged checkpoints newer than `path`, which a run resumes from, to `….damaged`.
+    """Rename damaged checkpoints that are newer than `path`, from which a run resumes, to `….damaged`.
 
     Under their own names they would count as the newest, and pruning would delete good ones in their favour.
     """

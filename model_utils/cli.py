@@ -38,7 +38,7 @@ def _one_line_warning(message, category, filename, lineno, file=None, line=None)
 
 
 def _mend(error):
-    """One line for the operating system's refusals a user can mend, or None for the others."""
+    """One line about an error of the operating system that the user can mend; None for other errors."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full{where}: free some space or choose another --output_dir, then --resume"
@@ -62,7 +62,7 @@ def _out_of_memory(error):
 
 
 def _discard_output():
-    """Send what is still buffered for standard output nowhere, so that leaving does not fail on it again."""
+    """Discard what is still buffered for standard output, so that writing it at exit does not fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -71,8 +71,9 @@ def _discard_output():
 def _usable_streams():
     """Give the process standard streams that any line can be written to.
 
-    A closed one becomes /dev/null: the next file opened would take its number, and be written into by whoever
-    prints. What a terminal's encoding lacks (λ in the C locale) is shown as an escape such as \\u03bb.
+    A closed stream is opened as /dev/null. Otherwise the next file that is opened would get its number, and
+    printed lines would be written into that file. What a terminal's encoding lacks (λ in the C locale) is
+    shown as an escape such as \\u03bb.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -39,10 +39,11 @@ class Device:
 
     @contextlib.contextmanager
     def together(self):
-        """A block that ends on no rank before it has ended on all; all ranks must enter it.
+        """A block that every rank must enter, and leaves only when all ranks have ended it.
 
-        An error on one rank becomes one on every rank: the others would wait for the failed one in their
-        next collective operation, on another host for minutes. No collective may be called inside.
+        An error on one rank becomes an error on every rank. Otherwise the others would wait for the failed
+        rank in their next collective operation, for minutes if it is on another host. No collective may be
+        called inside.
 
         Raises:
             Exception: this rank's own.

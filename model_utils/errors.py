@@ -18,4 +18,4 @@ class UserError(Exception):
 
 
 class PeerError(UserError):
-    """Another process of the run met a UserError; that one's message is the one to read."""
+    """Another process of the run met a UserError, whose message says what is wrong."""

@@ -4,7 +4,7 @@ Python answers SIGINT with an exception in the main thread. Raised inside MindSp
 compiler) that exception aborts the process, and while a graph runs MindSpore takes the signal for
 itself. So a program that calls `guard` blocks SIGINT in all its threads and lets one thread of its own wait
 for it. That thread hands the signal to the handler set with `signal.signal`, where there is one, and
-otherwise leaves at once, after it has removed the files that were to disappear.
+otherwise ends the process at once, after it has removed the unfinished files.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def discard(path):
 
 @contextlib.contextmanager
 def unfinished(*paths):
-    """Within the block these files and folders are removed if the process leaves; the caller does so else."""
+    """Remove these files and folders if the process ends within the block; otherwise the caller does it."""
     _unfinished.extend(paths)
     try:
         yield

@@ -180,8 +180,8 @@ def _copy_data(url, partial):
 class Outbox:
     """Copies what a run has written to `train_url`; does nothing without one, and on ranks other than 0.
 
-    Files go out when they have changed since they last did. One that could not be copied stays in output_dir,
-    is named, and is tried again the next time.
+    A file is copied when it has changed since the last copy. One that could not be copied is named in the log
+    and tried again the next time.
     """
 
     def __init__(self, settings, enabled=True):

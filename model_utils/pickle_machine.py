@@ -1,8 +1,8 @@
 """A pickle machine that builds data and runs nothing.
 
 A pickle is a program for a stack machine, and Python's own machine lets that program call anything. This one
-knows the instructions that build containers, numbers and texts, and calls nothing but functions of our own,
-those that its user admits under the names that stand in the file.
+knows the instructions that build containers, numbers and texts, and calls only functions of our own: those
+that its caller has admitted under the names in the file.
 """
 
 import contextlib
@@ -206,7 +206,7 @@ class Machine:
 
 
 def _finished(value):
-    """What the memo holds, in its final form: it was noted before its second step."""
+    """What the memo holds, in its final form; it may have been stored before its second step."""
     return value.value if isinstance(value, Unbuilt) and value.value is not None else value
 
 

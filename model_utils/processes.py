@@ -181,7 +181,7 @@ class Watch:
         self.deadline = min(self.deadline or float("inf"), time.monotonic() + limit)
 
     def _status_in_log(self, pid):
-        """What msrun, whose child it was, says of a failed process that had vanished before we looked."""
+        """What msrun, the parent, says about a failed process that had gone before we looked at it."""
         found = re.search(rf"Worker process {pid} exit with exception. Error code: (-?\d+)", self._said())
         return int(found.group(1)) if found else None
 
@@ -276,7 +276,7 @@ class Watch:
 
     def _report(self, failed):
         if failed is self.scheduler:
-            # It hears from every rank: one on another host fell silent half a minute ago.
+            # The scheduler hears from every rank: one on another host has not answered for half a minute.
             ranks = re.search(r"node list is: \[const vector\]\{([0-9, ]+)\}", failed.text())
             who = f"rank {ranks.group(1)} is gone" if ranks else "the scheduler failed"
             if NO_SERVER in failed.text():

@@ -1,4 +1,4 @@
-"""What MindSpore prints of its own accord, and when it is kept off the terminal."""
+"""Keeping MindSpore's own messages off the terminal."""
 
 import contextlib
 import logging

@@ -74,7 +74,8 @@ def read(path):
     """Read and check a rank table.
 
     Raises:
-        UserError: unreadable, no rank table, or one that no job could run with; it says what is wrong where.
+        UserError: the file is unreadable, holds no rank table, or one with which no job can run; the message
+            says what is wrong, and where.
     """
     path = Path(path)
     table = _parse(path)

@@ -21,7 +21,7 @@ MOST_DIMENSIONS = 32  # numpy's own limit
 
 # PyTorch
 
-# How a file of weights alone is made where there is PyTorch; ours never runs what else is in one.
+# How to save only the weights with PyTorch; our reader never runs anything else in such a file.
 _ALONE = (
     "save the weights alone where you trust it: loaded = torch.load(FILE, weights_only=False), then "
     "torch.save(loaded['state_dict'], 'weights.pth'), or network.state_dict() of a whole network"

@@ -49,7 +49,7 @@ def setup(output_dir=None, rank=0, append=False):
 
 
 def _is_disk_full():
-    """A log line lost to a full disk must not become a traceback a line; the checkpoint writer reports it."""
+    """A full disk must not print a traceback for every log line; the checkpoint writer reports it."""
     return isinstance(sys.exc_info()[1], OSError)
 
 
@@ -103,7 +103,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def _tensorboard_may_be_broken(self):
-        """Without a package that works the run goes on; metrics.jsonl holds the same figures."""
+        """If the package is missing or broken, the run goes on; metrics.jsonl holds the same figures."""
         try:
             yield
         except OSError:

@@ -28,7 +28,7 @@ def test_every_launcher_is_listed(readme):
 
 def test_every_link_and_named_file_exists(readme):
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
-    named = re.findall(r"(?:configs|scripts|docs|src|benchmarks)/[\w./-]+\.(?:yaml|sh|md|py)", readme)
+    named = re.findall(r"(?:configs|scripts|docs|src|benchmarks)/[\w./-]+\.(?:yaml|sh|md|py)\b", readme)
     assert linked and named
     invented = {"configs/X.yaml", "src/data/mine.py"}  # stand for a reader's own
     missing = [path for path in {*linked, *named} - invented if not (ROOT / path).exists()]

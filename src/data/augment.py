@@ -49,9 +49,9 @@ def shift(images, rng, pixels=2):
 def warp(images, rng, scale, degrees=12.0, shear=0.2, pixels=2.0):
     """Scale, turn, slant and move each image, bilinear, repeating the edge. Shapes as `intensity`.
 
-    scale: (low, high), drawn log-uniformly for width and height together, and up to 15% apart. The turn is up
-    to `degrees` either way, the slant up to `shear` columns a row, the move up to `pixels` in each direction:
-    a 6 stays a 6 and does not become a 9.
+    scale: (low, high), drawn log-uniformly for width and height together; the two then differ by up to 15 %.
+    The turn is up to `degrees` either way, the slant up to `shear` columns a row, the move up to `pixels` in
+    each direction: a 6 stays a 6 and does not become a 9.
     """
     import cv2
 

@@ -77,7 +77,7 @@ class Opening:
         return self.config.target_split == TRANSDUCTIVE
 
     def announced(self, listing, path):
-        """The listing, after a line about it in the log."""
+        """Log one line about the listing, and return it."""
         classes = f"{len(listing.classes)} classes" if listing.classes else "no labels"
         what = "list" if os.path.isfile(path) else "image folder"
         log.info("%s: %s %s, %s, %d images", self.name, what, shown(path), classes, len(listing.files))

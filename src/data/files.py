@@ -1,8 +1,8 @@
 """One lister for all image files, and the account of what is left out.
 
-By its name an image ends in one of EXTENSIONS. Hidden files, and what systems and archives leave behind
-(`._photo.jpg`, `.DS_Store`, `Thumbs.db`, `__MACOSX/`), are passed over and only counted. Everything else that
-is not read is named once in the log and in result.json.
+A file counts as an image if its name ends in one of EXTENSIONS. Hidden files, and what systems and archives
+leave behind (`._photo.jpg`, `.DS_Store`, `Thumbs.db`, `__MACOSX/`), are passed over and only counted.
+Everything else that is not read is named once in the log and in result.json.
 """
 
 import dataclasses

@@ -142,7 +142,7 @@ class KfoldLists:
     """The lists of PACS, `<domain>_<train|crossval|test>_kfold.txt` with lines `<domain>/<class>/<file> L`.
 
     L is the class's place in alphabetical order, counted from 1. It is checked against the folder that the
-    path names, because a label off by one would train on wrong classes without a sign.
+    path names, because labels that are off by one would train on the wrong classes unnoticed.
 
     Args:
         root: folder of the lists.

@@ -224,7 +224,7 @@ class TestLoader:
     """Every image once, in order; each rank sees its own share.
 
     Iterating gives (images float32 (B, C, S, S), labels int32 (B,)); the last batch may be short. `total`
-    counts the images of all ranks; files that this rank could not read are left out of it once that is known.
+    counts the images of all ranks, without the files that this rank has found to be unreadable so far.
 
     Attributes:
         files: paths of all images by index; None where they are no files.

@@ -24,7 +24,7 @@ class Workers:
     """Threads that run tasks in the order in which they were submitted.
 
     They stop when the object is closed or no longer used, and when the process ends: what has not begun by
-    then is dropped, because an interpreter must not leave while a thread is inside a decoder.
+    then is dropped, because the interpreter must not exit while a thread is inside a decoder.
 
     Args:
         count: threads; 0: one for each processor this process may use, which is also the most.
@@ -60,7 +60,7 @@ def _work(tasks, stopping):
                 future.set_result(function(*arguments))
             except BaseException as error:  # whatever it is, it belongs to the thread that asks
                 future.set_exception(error)
-        del task, future, function, arguments  # or the last one would live until the next comes
+        del task, future, function, arguments  # otherwise it would stay in memory until the next task comes
 
 
 def _stop(tasks, threads, stopping):
@@ -96,7 +96,7 @@ class Reader:
         self._groups = self._names = self._left = self._failure = None
 
     def group(self, labels, names):
-        """Make it an error that of some class no image at all can be read. names: for the message."""
+        """From now on, raise an error if no image of some class can be read. names: for the message."""
         self._groups, self._names = labels, names
         self._left = collections.Counter(labels.tolist())
 
@@ -104,8 +104,8 @@ class Reader:
         """The image of a file, uint8 (H, W, 3), or None if it is bad.
 
         Raises:
-            UserError: the file is bad and `left_out` strict; or no file can be read, of all or of a class,
-                which all later calls repeat.
+            UserError: the file is bad and `left_out` is strict; or none of the files, or none of some class,
+                can be read. Later calls then raise it again.
         """
         image = self.kept.get(index)
         if image is None and index not in self.bad:
@@ -183,7 +183,7 @@ class Reader:
         return None if self._left[label] else self.no_image_of(label, f"{path}: {reason}")
 
     def no_image_of(self, label, example):
-        """The UserError that of a class nothing can be read."""
+        """The UserError for a class of which no image can be read."""
         count = int((self._groups == label).sum())
         return UserError(
             f"class {shown(self._names[label])}: none of its {count} images can be read ({example}); replace "

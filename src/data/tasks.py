@@ -1,7 +1,7 @@
 """What a run may see of its data, by role: labelled sources, an unlabelled target, held-out and test images.
 
-`open_task(config, device)` finds the domains; `Task` hands out loaders. Labels of any other role than
-`labelled` end here, but for those that accuracies are counted with.
+`open_task(config, device)` finds the domains; `Task` hands out loaders. Labels of a role other than
+`labelled` are dropped here, except those that accuracies are counted with.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ def open_task(config, device, classes=None, least_sources=1):
     Args:
         config: has the keys of src/data/keys.py, `eval_batch_size`, `num_classes` and `seed`.
         device: its rank and world.
-        classes: None in training: the labelled sources say; else what a model was trained on: a tuple of
-            names, or only their number.
-        least_sources: fewest source domains of a set that a method can do with.
+        classes: None in training, where the labelled sources determine them; otherwise the classes that a
+            model was trained on, a tuple of names or only their number.
+        least_sources: how many source domains of a set the method needs.
 
     Raises:
         UserError: no such data, or classes that do not match.

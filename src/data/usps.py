@@ -1,7 +1,7 @@
-"""USPS (Hull 1994): 7,291 + 2,007 digits from envelopes, 16x16 grey, in the forms it is passed around in.
+"""USPS (Hull 1994): 7,291 + 2,007 digits from envelopes, 16x16 grey, in the forms in which it is distributed.
 
-Whatever the form, images come out as MNIST's do, uint8 with ink 255 on 0: USPS's own -1..1 (or 0..1) left as
-it is makes a source and a target that differ in scale, and adaptation then collapses. They keep their 16x16
+Whatever the form, images come out as MNIST's do, uint8 with ink 255 on 0. If USPS's own range of -1..1 (or
+0..1) were kept, source and target would differ in scale, and adaptation would collapse. They keep their 16x16
 pixels; src/data/transforms.py brings them to a network's size.
 """
 

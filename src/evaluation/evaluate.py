@@ -31,7 +31,7 @@ class Evaluator:
         network: a `Classifier`, images -> logits (N, K).
         config: `mode` chooses graph or PyNative.
         device: sums counts over ranks; every loader holds this rank's share.
-        top5: whether to count besides how often the label is among the five largest logits.
+        top5: whether to count, too, how often the label is among the five largest logits.
 
     Attributes:
         counts: {domain: images counted} of the last `accuracies`, of all ranks.
@@ -95,8 +95,8 @@ class Evaluator:
     def accuracies(self, test_sets):
         """{domain: accuracy in [0, 1]} over all images of all ranks, each counted once.
 
-        The network is in evaluation mode meanwhile, then as it was. A domain of which no image could be read
-        is left out.
+        The network is put into evaluation mode, and back into its own mode afterwards. A domain of which no
+        image could be read is left out.
         """
         with evaluating(self.network):
             counted = {domain: self._counted(loader) for domain, loader in test_sets.items()}
@@ -115,9 +115,8 @@ def held_out_accuracies(evaluator, loaders):
 
 
 def _filled(batches, batch_size):
-    """The batches, the last one filled up with zero images; its labels stay as few as there are.
-
-    A short batch would compile a second graph.
+    """The batches. A short last batch is filled up with zero images, but its labels are not: another size would
+    compile a second graph.
     """
     count = 0
     for images, labels in batches:

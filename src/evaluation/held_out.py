@@ -1,4 +1,4 @@
-"""Figures on held-out training images, for methods with a domain classifier; never from a target label."""
+"""Figures on held-out training images, for methods with a domain classifier. No target label is read."""
 
 import mindspore as ms
 import numpy as np

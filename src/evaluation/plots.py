@@ -21,7 +21,7 @@ FIGURES = {
 
 def pyplot():
     """matplotlib.pyplot, set up to draw into files."""
-    # An unwritable cache folder is no news to whoever trains: it takes a temporary one.
+    # matplotlib warns when it can't write its cache folder, and takes a temporary one; nobody needs to know.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     require("matplotlib", "to draw").use("Agg")
     return require("matplotlib.pyplot", "to draw")
@@ -86,7 +86,8 @@ def _rules(plt, series, path):
 def collect_features(cell, test_sets, count=2000):
     """{domain: (features (n, D), labels (n,))} of about `count` test images in all, in evaluation mode.
 
-    As many of each domain, 500 at most, spread over all its images: folders are sorted by class.
+    Every domain gives the same number, 500 at most. They are spread over all its images, because folders are
+    sorted by class.
     """
     collected, each = {}, min(500, max(1, count // max(1, len(test_sets))))
     with evaluating(cell.network):

@@ -1,4 +1,4 @@
-"""result.json: what a finished run, or an evaluation, says for itself."""
+"""result.json: the record of a finished run or evaluation."""
 
 import json
 import os

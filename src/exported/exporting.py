@@ -200,7 +200,7 @@ def _compare(network, images, path, file_format, batch_size):
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         batches = [np.resize(part, (batch_size, *images.shape[1:])) for part in parts]
     differences = [np.abs(run(batch) - network(ms.Tensor(batch)).asnumpy()).max() for batch in batches]
-    difference = float(np.max(differences))  # Python's max would pass over nan
+    difference = float(np.max(differences))  # Python's max may pass over nan
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the exported network's logits differ by {difference:.2e}, more than {TOLERANCE}")
     return difference

@@ -271,7 +271,7 @@ def _open_checkpoint(path, device_target, device_id, config_path):
 
 
 def _names_of_data(recipe, count):
-    """Class names for a checkpoint without any: those of the data in its recipe today, or None."""
+    """Class names for a checkpoint that stores none: those of the data its recipe names, or None."""
     from model_utils.device import Device
     from src.data.tasks import open_task
     from src.train_cells import find_method

@@ -1,4 +1,4 @@
-"""ONNX files from anywhere: read whole, with weights in a second file, and run in onnxruntime."""
+"""Reading ONNX files from anywhere, also with weights in a second file, and running them in onnxruntime."""
 
 import logging
 import math

@@ -11,12 +11,12 @@ def cross_entropy(logits, labels):
 def smoothed_cross_entropy(logits, labels, smoothing):
     """Mean cross-entropy against labels mixed with the uniform distribution (Szegedy et al. 2016, section 7).
 
-    Class k is wanted with probability (1 - smoothing)·[k = label] + smoothing / K. logits (N, K), labels
+    The target probability of class k is (1 - smoothing)·[k = label] + smoothing / K. logits (N, K), labels
     int32 (N,), smoothing in [0, 1); returns a scalar > 0, for smoothing 0 that of `cross_entropy`.
 
-    Not by ops.cross_entropy's label_smoothing: on a CPU that takes a logarithm whose last bit depends on how
-    MindSpore shares the elements out over threads, which it tries out during the first steps. A resumed run
-    would not end bit-identical.
+    The argument label_smoothing of ops.cross_entropy is not used. On a CPU it takes a logarithm whose last
+    bit depends on how MindSpore divides the elements among threads, and MindSpore tries that out during the
+    first steps. A resumed run would not end bit-identical.
     """
     log_probabilities = ops.log_softmax(logits, 1)
     hit = ops.nll_loss(log_probabilities, labels)

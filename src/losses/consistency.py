@@ -1,4 +1,4 @@
-"""Self-training on unlabelled images: pseudo-labels from a teacher, and what they cost a student.
+"""Self-training on unlabelled images: pseudo-labels from a teacher, and the student's loss on them.
 
 Logits are float32 (N, K). Nothing here reads a label.
 """
@@ -10,11 +10,12 @@ KINDS = ("hard", "soft", "squared")
 
 
 def pseudo_labels(logits, thresholds):
-    """(classes int32 (N,), chosen float32 (N,) of 0 and 1): what a teacher is sure that an image shows.
+    """The class that a teacher sees in each image, and whether it is sure of it.
 
-    `thresholds` is a scalar or a (K,) Tensor in (0, 1]. The class with the largest p_k / threshold_k is the
-    label, and it is chosen if that is at least 1. With a scalar that is FixMatch (Sohn et al. 2020, arXiv
-    2001.07685, eq. 4), with a threshold for each class Zou et al. 2018, arXiv 1810.07911, eq. 9.
+    Returns (classes int32 (N,), chosen float32 (N,) of 0 and 1). `thresholds` is a scalar or a (K,) Tensor in
+    (0, 1]. The class with the largest p_k / threshold_k is the label, and it is chosen if that ratio is at
+    least 1. With a scalar this is FixMatch (Sohn et al. 2020, arXiv 2001.07685, eq. 4), with a threshold for
+    each class it is Zou et al. 2018, arXiv 1810.07911, eq. 9.
     """
     ratios = ops.softmax(logits, 1) / thresholds
     classes = ops.cast(ops.argmax(ratios, 1), ms.int32)
@@ -22,7 +23,7 @@ def pseudo_labels(logits, thresholds):
 
 
 def pseudo_label_loss(logits, teacher_logits, classes, chosen, kind="hard"):
-    """What the student's `logits` cost, mean over all N rows; rows that are not chosen cost nothing.
+    """Loss of the student's `logits`: the mean over all N rows, in which rows that are not chosen count 0.
 
     kind: "hard", cross-entropy of the pseudo-label (FixMatch, eq. 4); "soft", cross-entropy of the teacher's
     distribution; "squared", squared distance of the two distributions, summed over classes (French et al.

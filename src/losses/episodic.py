@@ -10,7 +10,7 @@ SMALLEST = 1e-8  # probabilities are clipped to [1e-8, 1] before a logarithm
 
 
 def task_loss(logits, labels):
-    """Mean cross-entropy (nats) over the meta-train domains: of equally many images each, that over all rows.
+    """Mean cross-entropy (nats) over the meta-train domains, which is the mean over all rows of the batch.
 
     Written out, because ops.cross_entropy has no second derivative on MindSpore 2.10.
     """
@@ -27,8 +27,8 @@ def one_hot(labels, classes):
 def class_distributions(logits, labels, domains, temperature):
     """Each domain's soft labels: softmax of a class's mean logits at `temperature` (paper, equation 3).
 
-    logits (N, C), labels int32 (N,). Returns (domains, C, C), the distribution in row c that of class c,
-    clipped to [1e-8, 1]; and (domains, C), 1 where the domain has the class, else 0.
+    logits (N, C), labels int32 (N,). Returns two arrays: (domains, C, C), whose row c is the distribution of
+    class c, clipped to [1e-8, 1], and (domains, C), 1 where the domain has the class and 0 where it has not.
     """
     classes = logits.shape[1]
     hot = ops.reshape(one_hot(labels, classes), (domains, -1, classes))
@@ -88,7 +88,7 @@ def semi_hard_triplet_loss(embeddings, labels, margin):
 
 
 def _negatives(distances, other):
-    """Index of the negative for each (anchor, positive), int32 (N, N); any, where there is none."""
+    """Index of the negative for each (anchor, positive), int32 (N, N); arbitrary where there is none."""
     far = ops.max(distances)[0] + 1.0
     # [anchor, positive, candidate]
     candidates = ops.expand_dims(distances, 1)

@@ -26,8 +26,8 @@ class Discriminator(nn.Cell):
 def frozen(discriminator, logits):
     """A Discriminator's domain logits of float32 class logits (N, K); no gradient reaches its parameters.
 
-    In float32 at every `amp_level`: a method of the cell would get its inputs in the cell's own precision,
-    and the parameters as they are.
+    It computes in float32 at every `amp_level`. A method of the cell would get its inputs in the cell's own
+    precision, float16 perhaps, but the parameters in float32.
     """
     x = ops.relu(_frozen_dense(logits, discriminator.fc1))
     x = ops.relu(_frozen_dense(x, discriminator.fc2))
@@ -73,8 +73,8 @@ class AdaptLoss(nn.Cell):
     """All losses of one simultaneous update.
 
     The discriminator's loss reaches only the discriminator. Everything else reaches only the target network:
-    the mapping loss, i.e. the cross-entropy of the target's domain logits against "source" (equation 8), and
-    where their weights are not 0 the class loss on source images, the entropy of the target predictions
+    the mapping loss, which is the cross-entropy of the target's domain logits against "source" (equation 8),
+    and, if their weights are not 0, the class loss on source images, the entropy of the target predictions
     (Grandvalet & Bengio 2004) and the cross-entropy of strongly augmented target images against the confident
     predictions of the target images themselves (Sohn et al. 2020, arXiv 2001.07685).
 

@@ -23,9 +23,9 @@ class TaskLoss(nn.Cell):
 class MetaLoss(nn.Cell):
     """Global and local loss over all domains, the meta-test domain last: (sum to differentiate, the two).
 
-    The sum's gradient with respect to the network is that of global_weight·global + local_weight·local, and
-    with respect to the metric network, which has its own learning rate, that of the local loss; both times
-    `scale`.
+    The sum has two gradients. With respect to the network it is that of global_weight·global +
+    local_weight·local; with respect to the metric network, which has a learning rate of its own, that of the
+    local loss. Both are multiplied by `scale`.
     """
 
     def __init__(self, network, metric, count, config, scale=1.0):
@@ -39,10 +39,10 @@ class MetaLoss(nn.Cell):
         features = ops.cast(self.network.features(images, *masks[: self.split]), ms.float32)
         logits = ops.cast(self.network.classify(features, *masks[self.split :]), ms.float32)
         aligned = episodic.global_loss(logits, labels, self.count, self.temperature)
-        # A batch of a third of each domain's samples, for three domains: as large as one domain's batch.
+        # With three domains, a third of each domain's images: together as many as one domain has.
         features = episodic.share_of_each(features, self.count, self.share)
-        # The value stays; the gradient for the network is scaled by local_weight, the metric network's is
-        # not.
+        # This leaves the value as it is and multiplies the network's gradient, not the metric network's, by
+        # local_weight.
         features = self.local_weight * features + (1.0 - self.local_weight) * ops.stop_gradient(features)
         chosen = episodic.share_of_each(labels, self.count, self.share)
         embeddings = ops.cast(self.metric(features), ms.float32)
@@ -95,8 +95,7 @@ class Directional(nn.Cell):
 def buffers(name, weights):
     """Parameters of the weights' shapes, for what one compiled part of a step hands to the next.
 
-    Handed over as a tuple of tensors it would be a constant to the graph compiler, and compile anew each
-    time.
+    The graph compiler takes a tuple of tensors for a constant, and would compile anew at every step.
     """
     named = ((f"{name}.{weight.name}", ops.zeros_like(weight)) for weight in weights)
     return ms.ParameterTuple(tuple(ms.Parameter(zeros, name=n, requires_grad=False) for n, zeros in named))

@@ -15,7 +15,7 @@ class MetricNetwork(nn.Cell):
         self.second = nn.Dense(HIDDEN, EMBEDDING)
 
     def construct(self, x):
-        # max(x, 0.2 x): LeakyReLU as it is, from operators that have second derivatives everywhere.
+        # LeakyReLU, max(x, 0.2 x), from operators that have second derivatives everywhere.
         x = _leaky(self.first(x))
         return _leaky(self.second(x))
 

@@ -9,7 +9,7 @@ from src.losses.consistency import pseudo_label_loss, pseudo_labels
 
 
 class StudentLoss(nn.Cell):
-    """Cross-entropy of N labelled source images plus `weight` times the cost of N pseudo-labels.
+    """Cross-entropy of N labelled source images plus `weight` times the loss of N pseudo-labels.
 
     Inputs: source images (N, C, S, S) and labels (N,); target images as the student sees them and as the
         teacher does (N, C, S, S); dropout masks of 2N rows, source first. The teacher gets no gradient; it

@@ -1,6 +1,6 @@
 """Virtual adversarial training (Miyato et al. 2018, arXiv 1704.03976), as VADA uses it for domain adaptation
-(Shu et al. 2018, arXiv 1802.08735): predictions must not change where the image moves a little the worst way.
-No label is read.
+(Shu et al. 2018, arXiv 1802.08735): predictions must not change under the small change of the image that
+would change them most. No label is read.
 """
 
 import mindspore as ms

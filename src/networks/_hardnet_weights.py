@@ -121,7 +121,7 @@ def arranged(values, network, path):
     wrong = [
         f"{theirs} {values[theirs].shape} for {shapes[ours]}"
         for ours, theirs in names.items()
-        # Another number of classes is another task, not another network.
+        # The number of classes may differ: it belongs to the task, not to the network.
         if theirs in values and values[theirs].shape[not_classes(ours) :] != shapes[ours][not_classes(ours) :]
     ]
     missing = sorted(set(names.values()) - set(values))
@@ -130,7 +130,8 @@ def arranged(values, network, path):
     problems = "; ".join(f"{title}: {shortened(found, 4)}" for title, found in parts if found)
     if problems:
         raise UserError(f"{path} is no HarDNet {network.backbone.variant} ({problems})")
-    # Only now: a hostile file can name one large storage many thousand times, for nothing until it is copied.
+    # Values are copied only now. A hostile file can name one large storage many thousand times, which costs
+    # nothing until it is copied.
     with np.errstate(over="ignore"):
         weights = {ours: np.array(values[theirs], np.float32, order="C") for ours, theirs in names.items()}
     for name, weight in weights.items():

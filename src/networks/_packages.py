@@ -1,4 +1,4 @@
-"""Weights inside a Python package: found without running its code, converted once, checked always."""
+"""Weights inside a Python package: found without running its code, converted once, always checked."""
 
 import hashlib
 import importlib.util

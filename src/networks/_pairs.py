@@ -1,8 +1,8 @@
 """Which batch normalisation follows which convolution, in a network whose source does not say so.
 
 src/ops computes a convolution and the normalisation behind it as one operator where a container tells that
-they follow each other. Networks of other libraries call them by attributes instead; what follows what is seen
-when an image goes through.
+they follow each other. Networks of other libraries call them as attributes instead. Their order is observed
+while an image goes through the network.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def join(model, images):
 
 @contextlib.contextmanager
 def _shifted(model):
-    """Within the block normalisations have other statistics than new ones, which change next to nothing."""
+    """Within the block, batch normalisations have arbitrary statistics; new ones change next to nothing."""
     means = [cell.moving_mean for _, cell in model.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
     before = [mean.asnumpy().copy() for mean in means]
     for mean in means:
@@ -55,7 +55,7 @@ def _follow(model, images):
     """([(convolution, batch normalisation that reads its output)], each used once; the output, an array)."""
     kinds = (nn.Conv2d, nn.BatchNorm2d)
     cells = [cell for _, cell in model.cells_and_names() if isinstance(cell, kinds)]
-    calls = []  # (cell, input, output); holds the tensors, whose identities would be used again otherwise
+    calls = []  # (cell, input, output); keeps the tensors alive, so that no other one gets the same id
 
     def note(cell, inputs, output):
         calls.append((cell, inputs[0], output))

@@ -12,7 +12,7 @@ class Backbone(nn.Cell):
 
     Args:
         layers: (input channels, output channels, kernel, stride, padding) of each convolution.
-        flat: numbers that the last pooling leaves of an image.
+        flat: values per image behind the last pooling.
         width: units of the hidden layer.
         dropout: probability with which the class head drops them.
         twice: whether gradients of gradients will be asked for.
@@ -29,7 +29,7 @@ class Backbone(nn.Cell):
                         inputs, outputs, kernel, stride, pad_mode="pad", padding=padding, has_bias=True
                     ),
                     max_pool(2, 2, twice),
-                    nn.ReLU(),  # after pooling it gives what it gives before, from a quarter of the values
+                    nn.ReLU(),  # the same result as before pooling, for a quarter of the work
                 )
                 for inputs, outputs, kernel, stride, padding in layers
             ]

@@ -98,8 +98,7 @@ def published(path, shapes):
 
     The file is a pickle of {layer: [weights, biases]}. Weights there are (height, width, input, output) and
     (input, output), the first dense layer's input in the order height, width, channel. Nothing in it is
-    executed; its fc8
-    is not used: the classes are others.
+    executed. Its fc8 is not used, because it is for other classes.
 
     Args:
         shapes: {parameter's name: shape} of the backbone.

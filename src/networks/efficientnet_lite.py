@@ -103,7 +103,7 @@ def parameter_shapes(classes=CLASSES):
 
 
 class _Block(nn.Cell):
-    """An inverted residual block: wider, depthwise convolution, narrower; plus its input if shapes allow."""
+    """An inverted residual block: wider, depthwise convolution, narrower; plus its input if shapes agree."""
 
     def __init__(self, layers, twice):
         super().__init__()

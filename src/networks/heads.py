@@ -81,7 +81,8 @@ class Classifier(nn.Cell):
             neck.update_parameters_name("bottleneck.")
         self.backbone, self.neck, self.head = backbone, neck, head
         self.feature_size = backbone.feature_size if neck is None else neck.feature_size
-        # Masks that drop nothing are left out, and so are those behind them: none of ours has such.
+        # Masks that drop nothing are left out. `construct` would then give later masks the wrong places, but
+        # no network of ours has any behind such a mask.
         of_backbone, of_head = (tuple(m for m in part.masks if m[1] > 0) for part in (backbone, head))
         self.masks, self.split = (*of_backbone, *of_head), len(of_backbone)
         order = range(len(self.masks))
@@ -92,7 +93,7 @@ class Classifier(nn.Cell):
         self.head_prefixes = tuple({family.prefixes[1], "classifier."})
 
     def prefix_names(self, prefix):
-        """Put `prefix` before the name of every parameter: of two such networks in one checkpoint."""
+        """Put `prefix` before the name of every parameter, where a checkpoint holds two such networks."""
         for parameter in self.get_parameters():
             parameter.name = prefix + parameter.name
 

@@ -31,7 +31,7 @@ class Backbone(nn.Cell):
         self.feature_size = HIDDEN
 
     def construct(self, images):
-        # ReLU after pooling gives what ReLU before it does, from a quarter of the values.
+        # ReLU after pooling gives the same result as before it, for a quarter of the work.
         x = self.relu(self.pool(self.conv1(self.norm(images))))
         x = self.relu(self.pool(self.conv2(x)))
         return self.relu(self.fc1(self.flatten(x)))

@@ -20,7 +20,7 @@ from src import networks, ops
 from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from src.networks import _pairs
 
-CLASSES = 1009  # of the head that is looked for and taken out; no layer of any network has as many channels
+CLASSES = 1009  # of the head that is searched for and taken out; none has this many channels
 OWN_HEAD = ("classifier.weight", "classifier.bias")
 
 
@@ -94,7 +94,8 @@ def take_out_head(model, name):
 def calm(model):
     """Switch off what MindCV draws at random in training: dropout and stochastic depth.
 
-    Its draws follow MindSpore's global state, so that no run could be repeated or resumed exactly.
+    Its random numbers come from MindSpore's global state, so that no run could be repeated or resumed
+    exactly.
     """
     for _, cell in model.cells_and_names():
         if isinstance(cell, nn.Dropout):

@@ -18,7 +18,7 @@ AUTO, NONE = "auto", "none"
 
 
 def load_initial(network, config, classes=None):
-    """Fill `network`, a Classifier, as the key `pretrained` says; nothing where a run is resumed.
+    """Fill `network`, a Classifier, as the key `pretrained` says. In a run that is resumed, do nothing.
 
     With other classes, another number of them, or a bottleneck, the class head stays a new one; one line says
     so.

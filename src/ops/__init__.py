@@ -1,8 +1,8 @@
 """CPU operators of our own: convolutions that let oneDNN choose its memory layouts.
 
-MindSpore's CPU convolution hands oneDNN plain NCHW tensors, for which it has slow kernels only. These call
-the oneDNN library MindSpore ships, with the layouts it prefers. They live in memory only: nothing of them is
-in a checkpoint, and `plain` takes them out for an export.
+MindSpore's CPU convolution hands oneDNN plain NCHW tensors, for which it has slow kernels only. The operators
+here call the oneDNN library that MindSpore ships, with the layouts it prefers. They exist in memory only: a
+checkpoint holds nothing of them, and `plain` takes them out for an export.
 
     prepare()             once per process, before the first operator runs
     accelerate(network)   after a network is built
@@ -28,9 +28,9 @@ _ready = False
 def prepare():
     """Build or load the operators and choose oneDNN's instruction set; call before the first operator runs.
 
-    Never raises for what a machine lacks: without a compiler, with DA_CPU_OPS=0, or when building, loading or
-    the self-check fails, MindSpore's own operators stay in use. A value of ONEDNN_MAX_CPU_ISA that the user
-    has set is kept. Calling it again returns the same line.
+    It never raises for what a machine lacks. Without a compiler, with DA_CPU_OPS=0, or when building, loading
+    or the self-check fails, MindSpore's own operators stay in use. A value of ONEDNN_MAX_CPU_ISA that the
+    user has set is kept. Calling it again returns the same line.
 
     Returns:
         One line that says which operators are in use, and why.
@@ -63,8 +63,8 @@ def tune_plain():
 
 
 def _wait_asleep():
-    """MindSpore hands a compiled step to another thread and then spins on a core until it is done; made to
-    run it itself, the calling thread sleeps instead and leaves the core to the operators."""
+    """MindSpore hands a compiled step to another thread and then spins on a core until it is done; with this
+    setting the calling thread runs the step itself, and leaves the core to the operators."""
     os.environ.setdefault("MS_DEV_JIT_PIPELINE", "0")
 
 

@@ -1,7 +1,7 @@
 """Local response normalisation through the compiled operators, differentiable twice.
 
-All tensors (N, C, H, W), float32. Only x is kept for the gradients, where the same from MindSpore's operators
-keeps several tensors of its size.
+All tensors (N, C, H, W), float32. Only x is kept for the gradients; MindSpore's operators would keep several
+tensors of its size.
 """
 
 import mindspore as ms

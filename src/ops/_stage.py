@@ -180,12 +180,12 @@ def fuse(container):
 
 
 def restore(container):
-    """The container's own cells again; returns what was there."""
+    """Put the container's own cells back; returns the cells that were in their place."""
     fused = container.cell_list
     object.__setattr__(container, "cell_list", _unfused(fused))
     return fused
 
 
 def _unfused(cells):
-    """The cells that these stand for, whatever was fused how often."""
+    """The original cells that these stand for, however often they were fused."""
     return [own for cell in cells for own in (_unfused(cell.cells) if isinstance(cell, StandIn) else [cell])]

@@ -2,12 +2,11 @@
 
 MindSpore's own have none on a CPU: MaxPool2d's gradient refuses to be differentiated, and those of LRN and
 ReLU6 have none.
-These give the same values. What to build them from is soon told (MindSpore 2.10 on a CPU): the gradient of a
-slice with a step fails, ops.slice has no second derivative, that of several gathers comes out wrong, and an
-index (x[..., 0]) copies number by number; ops.unstack takes a fifth of the time. Second derivatives have
-to be compiled: that of a concatenation, too, is wrong in PyNative mode.
-
-MaxPool2d has no ONNX form, and needs none: what is exported is the network with MindSpore's own pooling.
+These give the same values. Few operators are left to build them from (MindSpore 2.10 on a CPU). The gradient
+of a slice with a step fails, ops.slice has no second derivative, and that of several gathers is wrong. An
+index (x[..., 0]) copies number by number; ops.unstack takes a fifth of that time. Second derivatives have to
+be compiled, because that of a concatenation is wrong in PyNative mode. MaxPool2d has no ONNX form and needs
+none, because networks are exported with MindSpore's own pooling.
 """
 
 from mindspore import nn, ops
@@ -26,7 +25,7 @@ def _part(x, axis, start, size):
 
 
 def _largest(x, axis, kernel, stride):
-    """Maximum over windows along axis 2 or 3. Of equal values the first counts, as in MaxPool2d.
+    """Maximum over windows along axis 2 or 3. Among equal values the first one counts, as in MaxPool2d.
 
     A side of length L of x (N, C, H, W) becomes (L - kernel) // stride + 1.
     """

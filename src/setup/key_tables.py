@@ -1,6 +1,6 @@
 """docs/keys.md, every configuration key in tables: python -m src.setup.key_tables [--check]
 
-Written from the keys themselves, so that the page can't say something else than `--help`. `--check` writes
+It is written from the keys themselves, so that the page and `--help` always agree. `--check` writes
 nothing and fails if the page is not what the keys give.
 """
 

@@ -224,7 +224,7 @@ def _parse_layer(layer, keys, where, method):
 
 
 def _method_of(name, method):
-    """Another method than `method` that has the key `name`, or None; a published one before its relatives."""
+    """A method other than `method` that has the key `name`, or None; a published method comes first."""
     others = [other for other in (*earlier_names.RECIPES, *method_names()) if other != method]
     has = (o for o in others if name in find_method(o).KEYS or name in find_method(o).ALIASES)
     return next(has, None) or earlier_names.method_of(name)

@@ -2,7 +2,8 @@
 
 Phase "source" trains the source network on labels. Then the target network starts as a copy of it, the
 source network is frozen, and phase "adapt" trains the target network and a discriminator of class logits at
-once: the discriminator tells source logits from target logits, the target network aims at the opposite.
+once: the discriminator tells source logits from target logits, the target network is trained to make them
+alike.
 
 `network` is what is trained in both phases: the source network first, from then on the target network. The
 frozen copy is a network of its own, `source_network`; it stays in evaluation mode, so that its batch
@@ -137,7 +138,7 @@ class Method(trainer.Trainer):
             "consistency": config.consistency_weight,
         }
         use = [name for name, weight in weights.items() if weight > 0]
-        # Without batch normalisation one pass gives what several do, in less time.
+        # Without batch normalisation one pass gives the same as several, in less time.
         joint = config.batch_norm == "joint" or not has_batch_norm(network)
         if config.mapping_rows == "both":
             use.append("source rows")

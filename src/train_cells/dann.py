@@ -28,7 +28,7 @@ from src.training.optim import copy_weights, set_learning_rate
 from src.training.schedules import reversal_strength
 from src.training.trainer import Phase
 
-# The averaged teacher starts from a trained network: nothing has to be forgotten fast, see Average.update.
+# The averaged teacher starts from a trained network, so its average need not be short at first (Average).
 STEPS_BEFORE = 1000
 
 
@@ -208,7 +208,7 @@ class Method(trainer.Trainer):
         self.add_update("refine", loss, {"student": optimizer})
 
     def begin_phase(self, phase):
-        """The student starts as the network that adversarial training has left; that is the teacher."""
+        """The network of adversarial training becomes the teacher; the student starts as its copy."""
         if phase.name == "refine":
             self.freeze_statistics(self.student)
             self.freeze_statistics(self.network)

@@ -14,7 +14,7 @@ class Method(supervised.Method):
 
     LEAST_SOURCES, SEES_TARGET = 2, False
     COUNTS_TOP5 = False
-    # Of the supervised recipe, what comparable methods leave out is off.
+    # Parts of the supervised recipe that the methods it is compared with lack are switched off.
     DEFAULTS = {
         "network": "alexnet",
         "domain_set": "pacs",

@@ -25,7 +25,7 @@ class Method(supervised.Method):
 
     @staticmethod
     def evaluation_batch(config):
-        """No more than training takes at once: who lowers batch_size for want of memory needs it here."""
+        """At most the batch size of training, which a user may have lowered to save memory."""
         return min(config.batch_size, config.eval_batch_size)
 
     def log_line(self, phase, values):

@@ -1,7 +1,7 @@
 """MASF: model-agnostic learning of semantic features (Dou et al. 2019, arXiv 1910.13580).
 
-A step plays an episode. Of the source domains one, drawn anew each time, is the meta-test domain, the others
-are meta-train. With the network's weights θ and the metric network's φ:
+A step plays an episode. One source domain, drawn anew each time, is the meta-test domain; the others are
+meta-train. With the network's weights θ and the metric network's φ:
 
 1. task loss L at θ on the meta-train domains; its gradient, clipped per tensor, makes the inner step
    θ' = θ - inner_lr·clip(∇L).

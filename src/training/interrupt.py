@@ -18,9 +18,9 @@ class Interrupt:
 
     So does a SIGINT while there is nothing to save, before `something_to_save` is set to True.
 
-    In a program that called `interrupts.guard` SIGINT comes through that module, at any moment. Elsewhere
-    MindSpore takes it for itself when it compiles or runs a graph, and turns it into SIGTERM; hence `listen`
-    before every step.
+    In a program that called `interrupts.guard`, SIGINT comes through that module at any moment. Elsewhere
+    MindSpore installs its own handler when it compiles or runs a graph, and turns SIGINT into SIGTERM. That
+    is why `listen` is called before every step.
     """
 
     def __init__(self):

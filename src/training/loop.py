@@ -164,10 +164,10 @@ class Run:
         return number
 
     def _batch(self, phase, step):
-        """(batch, None), or where it can't be had (the batch before, the error) with several processes.
+        """(batch, None); with several processes, (the batch before, the error) if it can't be read.
 
-        The other ranks wait for this one inside the step, so it has to take part once more. What comes of it
-        is thrown away: `_agreed` stops all ranks before anything is saved.
+        The other ranks wait for this one inside the step, so it has to take part once more. The result is
+        thrown away: `_agreed` stops all ranks before anything is saved.
         """
         if self.device.world == 1:
             return phase.batch(step), None
@@ -294,7 +294,7 @@ def run(build, config, device, started):
     """Train, evaluate and write everything a run writes.
 
     Args:
-        build: function () -> (TrainCell, {domain: test loader}); called once the folder is ours.
+        build: function () -> (TrainCell, {domain: test loader}); called once the run holds its folder.
         config, device: as resolved and set up.
         started: `time.perf_counter()` at the start of the process; what "seconds" counts from.
 

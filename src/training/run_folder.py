@@ -1,4 +1,4 @@
-"""A run's output_dir: one run at a time, nothing written over, resumed with the settings it began with."""
+"""A run's output_dir: one run at a time, none overwrites another, and each resumes with its own settings."""
 
 import contextlib
 import fcntl

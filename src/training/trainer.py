@@ -62,9 +62,9 @@ class Phase:
 class Trainer:
     """The base of every method: what the training loop drives.
 
-    A subclass sets KEYS, DEFAULTS and ALIASES and overrides `prepare` and `train_step`; the other methods
-    where it has something to say. A plain class on purpose: an nn.Cell that owned both networks and
-    optimizers would rename their parameters, and checkpoints would differ before and after training.
+    A subclass sets KEYS, DEFAULTS and ALIASES, and overrides `plan`, `prepare` and `train_step`, and further
+    methods as needed. It is a plain class on purpose: an nn.Cell that owned both networks and optimizers
+    would rename their parameters, and checkpoints would differ before and after training.
 
     Args:
         config: the resolved configuration.
@@ -190,9 +190,9 @@ class Trainer:
             self.adapted.renew()
 
     def start_phase(self, phase):
-        """Every network into training mode, but for what is frozen; then the method's own preparation.
+        """Put every network into training mode, except frozen parts; then prepare the phase.
 
-        MindSpore's cells are born in evaluation mode, in which batch norm neither uses nor gathers batch
+        MindSpore's cells start in evaluation mode, in which batch norm neither uses nor gathers batch
         statistics, and a compiled step keeps the mode it was compiled in.
         """
         self.network.set_train(True)
@@ -306,7 +306,7 @@ class Trainer:
         return schedule(self.config.lr_schedule, phase.step, phase.steps)
 
     def counters(self, phase, number):
-        """Of random numbers: step and rank, and the part of a step whose gradients are accumulated."""
+        """Counters for random numbers: step, rank, and the part of the step if gradients are accumulated."""
         return (phase.step, self.device.rank, *([number] if number else []))
 
     def masks(self, rows, stream, *counters, network=None):
@@ -337,8 +337,8 @@ class Trainer:
         inputs: function (batch, number of the part) -> list of input Tensors of the update's loss.
 
         Returns:
-            (total, scalars, values): the loss, what it returned beside, and gradient norm and loss scale by
-            name.
+            (total, scalars, values): the loss, the scalars that it returned, and gradient norm and loss scale
+            by name.
         """
         scale = float(self.loss_scale.scale) if self.dynamic else 1.0  # of this step, before it is adjusted
         total, scalars, norm, finite = update.step(
@@ -441,7 +441,7 @@ class Trainer:
         return precision.lower(cell, self.config.amp_level)
 
     def freeze_statistics(self, network):
-        """Put what `freeze_backbone` and `batch_norm: frozen` freeze of a network into evaluation mode."""
+        """Put the parts that `freeze_backbone` and `batch_norm: frozen` freeze into evaluation mode."""
         if self.config.freeze_backbone:
             network.backbone.set_train(False)
         elif self.config.batch_norm == "frozen":

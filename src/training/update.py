@@ -125,7 +125,8 @@ class Update:
             self._optimize(gradients, norm)
             return norm, self.true
         finite = optim.all_finite(gradients)
-        # At the smallest scale there is nothing left to lower: the loop shall see the weights overflow.
+        # The smallest scale can't be lowered any further: the update is made, and the loop sees the weights
+        # overflow.
         if ops.logical_or(finite, self.scale_floor <= precision.SCALE_MIN):
             self._optimize(gradients, norm)
         return norm, finite
