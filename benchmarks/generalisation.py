@@ -15,6 +15,7 @@ sample over the seeds, and MASF's gain over DeepAll paired by seed, in percentag
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def run(method, name, target, seed, folder, keys):
     path = Path(folder) / "result.json"
     if path.is_file():
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["command"].removesuffix(RESUME) != " ".join(["python", "train.py", *words]):
+        if result["command"].removesuffix(RESUME) != shlex.join(["python", "train.py", *map(str, words)]):
             raise UserError(f"{path} comes from another command ({result['command']}); give another --folder")
         print(f"kept: {folder}", flush=True)
         return result

@@ -6,6 +6,7 @@ stands in benchmarks/quoted.yaml with the reason. Text in `code`, links, version
 no figures. docs/results.md and docs/keys.md are generated, and left out.
 """
 
+import argparse
 import re
 
 import yaml
@@ -86,6 +87,9 @@ def exceptions():
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     known, allowed = results.known(), exceptions()
     left, idle = [], []
     for path in documents():

@@ -76,9 +76,10 @@ def result_shape(path):
 def test_training_writes_every_file_it_promises(run):
     folder, _ = run
     names = {path.name for path in folder.iterdir()}
-    pictures = {"hyper_parameters.png", "accuracies.png", "losses.png", "features.png"}
+    pictures = {"hyper_parameters.png", "accuracies.png", "losses.png", "features.png", "selection.png"}
     published = {"best_backbone_t.ckpt", "best_class_classifier.ckpt", "network.ckpt"}
     files = {"config.yaml", "train.log", "metrics.jsonl", "result.json", "events", "checkpoints", ".lock"}
+    files |= {"predictions.npz"}
     assert names == pictures | published | files
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG") and (folder / name).stat().st_size > 5000

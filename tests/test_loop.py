@@ -45,8 +45,10 @@ class Tiny(nn.Cell):
         super().__init__()
         self.weight = ms.Parameter(np.array([0.5], np.float32), name="weight")
 
-    def construct(self, images):
-        score = images[:, 0, 0, :1] * self.weight
+    def features(self, images):
+        return images[:, 0, 0, :1] * self.weight
+
+    def classify(self, score):
         return ms.ops.concat((score, -score), 1)
 
 
@@ -54,8 +56,8 @@ class Counter(Trainer):
     """Adds the mean of its batch plus one to its weight; `losses` overrides the loss of a step (1-based)."""
 
     def __init__(self, losses=None, weights=None, phases=(("warm", 2), ("main", 4)), classes=("up", "down")):
-        self.network = self.trained = Tiny()
-        self.config = demo_config()
+        self.network = self.trained = self.whole = Tiny()
+        self.config, self.cache, self.adapted = demo_config(validator_images=0), None, None
         self.evaluator = Evaluator(self.network, self.config, Device("CPU"))
         self.task = types.SimpleNamespace(
             classes=classes, target_domain=None, images={"source test": 3}, left_out={}

@@ -70,7 +70,8 @@ def test_every_command_names_keys_and_configurations_that_exist(page):
             continue  # an optional package, which is not installed here
         # The recipe that a checkpoint would add is not there: options of evaluation belong to every method.
         if "--pretrained" in words and words[words.index("--pretrained") + 1].startswith("outputs/"):
-            del words[words.index("--pretrained") :][:2]
+            place = words.index("--pretrained")
+            del words[place : place + 2]
         assert experiment.load(words, program) is not None
 
 

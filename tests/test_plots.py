@@ -15,7 +15,7 @@ def test_embedding_draws_every_domain(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     domains = {f"domain{n}": (rng.normal(size=(5, 3)), rng.integers(0, 4, 5)) for n in range(9)}
     seen = []
-    pyplot = plots._pyplot()
+    pyplot = plots.pyplot()
     scatter = pyplot.Axes.scatter
 
     def recorded(axes, *values, **style):

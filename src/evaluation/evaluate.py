@@ -115,8 +115,9 @@ def held_out_accuracies(evaluator, loaders):
 
 
 def _filled(batches, batch_size):
-    """The batches. A short last batch is filled up with zero images, but its labels are not: another size would
-    compile a second graph.
+    """The batches. A short last batch is filled up with zero images, but its labels are not.
+
+    Another size would compile a second graph.
     """
     count = 0
     for images, labels in batches:

@@ -4,11 +4,13 @@ import json
 import os
 import platform
 import resource
+import shlex
 import sys
 from importlib import metadata
 
 from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
+from src.data.files import shown
 
 
 def _processor():
@@ -59,7 +61,7 @@ def build(
         "oracle_accuracy": oracle or {},
         **({"selection": judged} if judged else {}),
         **({} if task is None else {"images": task.images, "left_out": task.left_out}),
-        "command": " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "command": shown(shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])),
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
         "versions": {
             "python": platform.python_version(),

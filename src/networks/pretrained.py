@@ -41,7 +41,7 @@ def load_initial(network, config, classes=None):
         fill(network, values, f"the packaged weights of {config.network}")
         return
     path = Path(paths.expanded(wanted, "pretrained"))
-    if family.weights_from and not path.exists():
+    if family.weights_from and path.suffix != ".ckpt" and not path.exists():
         raise UserError(f"pretrained: there is no {path}; get the weights from {family.weights_from}")
     if path.suffix == ".ckpt" or path.is_dir():
         values, where, names = _of_checkpoint(path)
