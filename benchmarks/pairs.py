@@ -179,6 +179,17 @@ def save(found, title, command):
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def command(arguments, keys):
+    """The command as anyone would type it: without the folders and cores of this machine."""
+    words = ["--methods", *arguments.methods, "--seeds", *map(str, arguments.seeds)]
+    every = {frozenset(pair) for pair in arguments.pairs}
+    if len(arguments.pairs) != 2 * len(every) or len({name for pair in every for name in pair}) < 4:
+        words += ["--pairs", *("-".join(pair) for pair in arguments.pairs)]
+    if arguments.prefix != "photos":
+        words += ["--prefix", arguments.prefix]
+    return " ".join(["python -m benchmarks.pairs PACS", *words, *keys])
+
+
 def parse(argv):
     """(arguments, the words for train.py)."""
     parser = argparse.ArgumentParser(
@@ -218,8 +229,7 @@ def main():
     found = everything(arguments, keys)
     print("\n".join(table(as_runs(found))))
     if arguments.save:
-        options = [word for word in sys.argv[2:] if word != f"--save={arguments.save}"]
-        save(found, arguments.save, " ".join(["python -m benchmarks.pairs PACS", *options]))
+        save(found, arguments.save, command(arguments, keys))
     return 0
 
 

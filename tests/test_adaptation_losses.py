@@ -14,6 +14,7 @@ from src.setup import settings as experiment
 from src.train_cells.adamatch import ramp
 from src.train_cells.mcc import ConfusionLoss
 from src.train_cells.shot import TargetLoss, centroid_labels
+from src.training.batch_norm import batch_norms
 
 
 def softmax(logits):
@@ -221,7 +222,11 @@ def test_adapted_statistics_are_those_of_the_target(place):
 def test_refusals_of_adapted_statistics(place):
     fails(lambda: build(tiny_config("mcc", bottleneck=0), place), "adapt_batch_norm", "--bottleneck 256")
     keys = {"adapt_batch_norm": True, "bottleneck": 8, "target_dataset_name": ""}
-    fails(lambda: build(tiny_config("supervised", **keys), place), "no target")
+    fails(lambda: build(tiny_config("supervised", **keys), place), "does not see the target")
+    fails(lambda: build(tiny_config("shot", adapt_batch_norm=True), place), "adapt_batch_norm", "shot")
+    cell = build(tiny_config("mcc", network="dann", batch_norm="frozen", bottleneck=0), place)
+    kept = batch_norms(cell.network.backbone)
+    assert kept and cell.adapted.norms == batch_norms(cell.network.head)
 
 
 def test_shot_takes_network_and_classes_from_the_checkpoint(place):

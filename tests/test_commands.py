@@ -38,6 +38,7 @@ RESULT_KEYS = {
     "peak_memory_mb",
     "accuracy",
     "oracle_accuracy",
+    "selection",
     "command",
     "machine",
     "versions",

@@ -75,6 +75,7 @@ class Method(trainer.Trainer):
 
     LEAST_SOURCES = 0
     GOES_ON_WITH = "pretrained"
+    OWN_STEP = ("adapt_batch_norm",)  # pseudo-labels are found with the statistics that training has left
     DEFAULTS = {
         "network": "lenet",
         "target_dataset_name": "",

@@ -19,11 +19,11 @@ class AdaptedStatistics:
     of their means.
 
     Args:
-        network: `Classifier`. Only normalisations whose weights are trained are changed: a frozen backbone
-            keeps its own.
+        network: `Classifier`. Only normalisations that are trained are changed: a frozen backbone keeps its
+            own statistics, and so does any backbone with `batch_norm: frozen`.
         loader: a TestLoader of unlabelled target images. `IMAGES` of them at most are looked at, the same
             each time.
-        config: `mode` and `seed`.
+        config: `mode`, `seed` and `batch_norm`.
 
     Raises:
         UserError: there is no batch normalisation to adapt, or fewer than two images.
@@ -31,7 +31,12 @@ class AdaptedStatistics:
 
     def __init__(self, network, loader, config):
         self.network, self.loader, self.seed = network, loader, config.seed
-        self.norms = [norm for norm in batch_norms(network) if norm.gamma.requires_grad]
+        kept = batch_norms(network.backbone) if config.batch_norm == "frozen" else []
+        self.norms = [
+            norm
+            for norm in batch_norms(network)
+            if norm.gamma.requires_grad and not any(norm is other for other in kept)
+        ]
         if not self.norms:
             raise UserError(
                 "adapt_batch_norm: nothing that is trained has batch normalisation; add --bottleneck 256, or "

@@ -116,6 +116,10 @@ class Trainer:
         self.prepare()
         self.adapted = None
         if config.adapt_batch_norm:
+            if not any("target" in phase.loaders for phase in self.phases):
+                raise UserError(
+                    f"adapt_batch_norm: method {config.method} does not see the target; leave it out"
+                )
             loader = self.seen(task.blind_target(self.preparation, ADAPTED_BATCH))
             self.adapted = AdaptedStatistics(self.network, loader, config)
 
