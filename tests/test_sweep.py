@@ -11,6 +11,7 @@ import pytest
 import yaml
 from helpers import ROOT, command, environment, fails, refused, succeeded
 
+import sweep
 from src.setup import settings as experiment
 from src.sweeps import space, study
 
@@ -140,7 +141,6 @@ def first_two(seed):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, parts",
     (
@@ -154,6 +154,11 @@ def first_two(seed):
     ),
 )
 def test_refusals(tmp_path, more, parts):
+    fails(lambda: sweep.prepare(*sweep.parse(words(tmp_path, *more))), *parts)
+
+
+@pytest.mark.slow
+def test_a_refusal_is_one_line_and_makes_nothing(tmp_path):
     output = tmp_path / "sweep"
-    refused(command("sweep.py", *words(tmp_path, f"--output_dir={output}"), *more), *parts)
+    refused(command("sweep.py", *words(tmp_path, f"--output_dir={output}", "--by=luck")), "no rule")
     assert not output.exists()
