@@ -93,9 +93,10 @@ def main():
     options, words = parse(sys.argv[1:])
     words, space = prepare(options, words)
     from src.sweeps import study
+    from src.training import run_folder
 
     folder, begun = Path(ROOT, options.output_dir), time.monotonic()
-    with study.claim(folder):
+    with run_folder.claim(folder, what="sweep", lock=".sweep.lock"):
         sweep = study.Sweep(folder, words, space, options)
         done = sweep.finished()
         quiet = not sys.stderr.isatty()
@@ -127,18 +128,17 @@ def conclude(sweep, options, folder, words):
     if not runs:
         raise UserError("every trial failed; their lines stand above")
     if len(runs) == 1:
-        number = 0 if len(sweep.study.trials) == 1 else int(runs[0].parent.name.removeprefix("trial-"))
-        how = "the only trial that did not fail"
+        chosen, how = runs[0], "the only trial that did not fail"
     else:
         pool = pools.Pool([pools.read(run) for run in runs])
         print("\n".join(pools.lines(pool)))
         place = pool.choice(options.by)
         if place is None:
             raise UserError(f"by: rule {options.by} has no value for these runs; choose another")
-        number = int(runs[place].parent.name.removeprefix("trial-"))
-        how = f"chosen by {options.by}"
+        chosen, how = runs[place], f"chosen by {options.by}"
         if pool.accuracies:
             picture.draw(pool, folder / "rules.png")
+    number = int(chosen.parent.name.removeprefix("trial-"))
     oracle = ", sampled by target labels (oracle)" if options.oracle == "true" else ""
     line = f"trial {number} of {len(sweep.study.trials)}, {how}{oracle}"
     study.write_winner(folder / "winner.yaml", words, sweep.values(number), line)

@@ -18,13 +18,11 @@ benchmarks/results/pairs.json, which docs/results.md shows.
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks import children
 from benchmarks.report import spread
 from model_utils import cli, config
 from model_utils.checkpoint import atomic
@@ -70,31 +68,18 @@ def run(root, pair, words, folder, cores):
         return json.loads(path.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.json").write_text(json.dumps(line), encoding="utf-8")
-    full = [sys.executable, "train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}"]
-    full.append("--report=false")
+    full = ["train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}", "--report=false"]
     if (folder / "checkpoints").is_dir():
         full.append("--resume=true")  # it was interrupted
-    with open(folder / "printed.log", "w", encoding="utf-8") as log:
-        status = subprocess.run(
-            full,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        ).returncode
-    if status:
-        raise UserError(f"{' '.join(full)} left with status {status}; see {folder / 'printed.log'}")
+    children.run(full, folder, cores)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def everything(arguments, keys):
     """{(method, pair, seed): (accuracy in %, seconds)}"""
     jobs = list(itertools.product(arguments.seeds, arguments.methods, arguments.pairs))
-    every = sorted(os.sched_getaffinity(0))
-    free = [set(every[number :: arguments.workers]) for number in range(arguments.workers)]
 
-    def one(job):
+    def one(job, cores):
         seed, method, pair = job
         name = configuration(arguments.prefix, method)
         words = [f"--config=configs/{name}.yaml", f"--seed={seed}", *keys]
@@ -103,11 +88,7 @@ def everything(arguments, keys):
         if find_method(method).GOES_ON_WITH:
             begun = arguments.folder / f"{configuration(arguments.prefix, 'supervised')}-{of_pair}"
             words.append(f"--{find_method(method).GOES_ON_WITH}={begun}")
-        cores = free.pop()
-        try:
-            result = run(arguments.root, pair, words, folder, cores)
-        finally:
-            free.append(cores)
+        result = run(arguments.root, pair, words, folder, cores)
         accuracy = 100 * result["accuracy"]["target"]
         print(
             f"{method} {'-'.join(pair)} seed {seed}: {accuracy:.2f} % in {result['seconds']:.0f} s",
@@ -115,8 +96,7 @@ def everything(arguments, keys):
         )
         return (method, pair, seed), (accuracy, result["seconds"])
 
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        return dict(pool.map(one, jobs))
+    return dict(children.side_by_side(one, jobs, arguments.workers))
 
 
 def table(runs, kind="method"):

@@ -13,17 +13,14 @@ benchmarks/results/selection.json, which docs/results.md shows.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks import children
 from model_utils import cli, config
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
-from model_utils.errors import UserError
 from src.selection import pool as pools
 
 KEPT = ROOT / "benchmarks" / "results" / "selection.json"
@@ -39,18 +36,7 @@ def sweep(options, pair, name, space, cores, keys):
     words += ["--sampler=random", f"--trials={options.trials}", f"--output_dir={folder}"]
     words += [f"--source_image_root={options.root / source}", f"--target_image_root={options.root / target}"]
     words += [f"--feature_folder={options.folder / 'features'}", *keys]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "printed.log", "w", encoding="utf-8") as log:
-        status = subprocess.run(
-            [sys.executable, "sweep.py", *words],
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        ).returncode
-    if status:
-        raise UserError(f"sweep.py left with status {status}; see {folder / 'printed.log'}")
+    children.run(["sweep.py", *words], folder, cores)
     print(f"done: {folder.name}", flush=True)
     return folder
 
@@ -107,19 +93,12 @@ def main():
     options, words = parser.parse_known_args()
     keys = [f"--{name}={value}" for name, value in config.read_arguments(words).items()]
     options.root, options.folder = options.root.absolute(), options.folder.absolute()
-    every = sorted(os.sched_getaffinity(0))
-    free = [set(every[number :: options.workers]) for number in range(options.workers)]
 
-    def one(job):
-        cores = free.pop()
-        try:
-            return sweep(options, *job, cores, keys)
-        finally:
-            free.append(cores)
+    def one(job, cores):
+        return sweep(options, *job, cores, keys)
 
     jobs = [(pair, *names) for pair in options.pairs for names in SWEEPS]
-    with ThreadPoolExecutor(options.workers) as executor:
-        folders = list(executor.map(one, jobs))
+    folders = children.side_by_side(one, jobs, options.workers)
     each = len(SWEEPS)
     found = {pair: judge(folders[n * each : (n + 1) * each]) for n, pair in enumerate(options.pairs)}
     print("\n".join([*pool_lines(found), "", *table(found)]))

@@ -4,15 +4,12 @@ import bz2
 import functools
 import gzip
 import hashlib
-import http.server
 import os
 import random
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import types
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.io import savemat
+from web_server import Server, closed_port
 
 from model_utils.errors import UserError
 from src.data import available, blend, demo_digits, demo_photos, idx, load, mnist, usps
@@ -214,38 +212,6 @@ def test_missing_mnist_names_both_remedies(tmp_path, exists):
     fails(lambda: load("mnist", root, "train"), IMAGES[:-3], root, "--download true", "source_image_root")
 
 
-class Mirror:
-    """A web server on this machine that hands out {path: bytes}."""
-
-    def __init__(self, files):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                body = files.get(self.path)
-                self.send_response(404 if body is None else 200)
-                self.end_headers()
-                self.wfile.write(body or b"")
-
-            def log_message(self, *_):
-                """Keep the test's output clean."""
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}/"
-
-
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """Small MNIST files standing for the published ones: {"/name.gz": bytes}, their MD5 put in place."""
@@ -259,7 +225,7 @@ def published(tmp_path, monkeypatch):
 def test_download_goes_on_to_the_next_mirror(tmp_path, monkeypatch, published):
     made, files = published
     root = tmp_path / "root"
-    with Mirror({name: b"tampered" for name in files}) as bad, Mirror({}) as empty, Mirror(files) as good:
+    with Server({name: b"tampered" for name in files}) as bad, Server({}) as empty, Server(files) as good:
         monkeypatch.setattr(mnist, "MIRRORS", (closed_port(), bad.url, empty.url, good.url))
         got = load("mnist", root, "train", download=True)
     np.testing.assert_array_equal(got.images, made["train"][0])
@@ -268,7 +234,7 @@ def test_download_goes_on_to_the_next_mirror(tmp_path, monkeypatch, published):
 
 def test_failed_download_names_the_mirrors_and_leaves_nothing(tmp_path, monkeypatch, published):
     root = tmp_path / "root"
-    with Mirror({name: b"tampered" for name in published[1]}) as bad, Mirror({}) as empty:
+    with Server({name: b"tampered" for name in published[1]}) as bad, Server({}) as empty:
         mirrors = (closed_port(), bad.url, empty.url)
         monkeypatch.setattr(mnist, "MIRRORS", mirrors)
         fails(lambda: load("mnist", root, "train", download=True), *mirrors, "MD5", "HTTP 404")
@@ -280,7 +246,7 @@ def test_download_fetches_only_what_is_missing(tmp_path, monkeypatch, published)
     write_mnist(root)
     (root / LABELS).unlink()
     kept = (root / IMAGES).read_bytes()
-    with Mirror({f"/{LABELS}": published[1][f"/{LABELS}"]}) as mirror:
+    with Server({f"/{LABELS}": published[1][f"/{LABELS}"]}) as mirror:
         monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
         load("mnist", root, "train", download=True)
     assert (root / IMAGES).read_bytes() == kept

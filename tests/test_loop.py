@@ -57,7 +57,8 @@ class Counter(Trainer):
 
     def __init__(self, losses=None, weights=None, phases=(("warm", 2), ("main", 4)), classes=("up", "down")):
         self.network = self.trained = self.whole = Tiny()
-        self.config, self.cache, self.adapted = demo_config(validator_images=0), None, None
+        self.config = demo_config(validator_images=0)
+        self.held_out = self.cache = self.adapted = None
         self.evaluator = Evaluator(self.network, self.config, Device("CPU"))
         self.task = types.SimpleNamespace(
             classes=classes, target_domain=None, images={"source test": 3}, left_out={}

@@ -5,11 +5,11 @@ where that one gives images (B, C, S, S). Where the features come from, `src/tra
 """
 
 import functools
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from model_utils.digests import digest
 from model_utils.noise import generator
 from src.data.loaders import TestLoader, TrainLoader
 from src.data.reading import Ahead
@@ -34,11 +34,11 @@ class Pictures:
     def digests(self):
         if self.loader.files is None:
             arrays = self.loader.arrays
-            return [_digest(row.tobytes()) for part in arrays.originals for row in part]
+            return [digest(row.tobytes()) for part in arrays.originals for row in part]
         workers, files = self.loader.reader.workers, self.loader.files
         groups = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
         futures = [workers.submit(_digests, group) for group in groups]
-        return [digest for future in futures for digest in future.result()]
+        return [name for future in futures for name in future.result()]
 
     def plain(self, indices):
         """Yield (indices, images) in chunks, as evaluation sees them, without unreadable files."""
@@ -105,15 +105,11 @@ def _chunks(pairs, join):
         yield indices, join(images)
 
 
-def _digest(content):
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def _digests(files):
     found = []
     for file in files:
         try:
-            found.append(_digest(Path(file).read_bytes()))
+            found.append(digest(Path(file).read_bytes()))
         except OSError:
             found.append(None)
     return found
@@ -176,6 +172,9 @@ class FeatureTestLoader(TestLoader):
 
     def identities(self, indices):
         return self.loader.identities(indices)
+
+    def stored(self, index):
+        return self.loader.stored(index)
 
     def seen(self):
         return self.indices[self.places[self.indices] >= 0]

@@ -8,6 +8,7 @@ import numpy as np
 
 from model_utils.errors import UserError
 from model_utils.noise import generator
+from src.data import decode
 from src.data.preparation import resize
 from src.data.reading import Ahead
 from src.data.transforms import CROP_TRIES, crop_box, fit, jitter, to_float
@@ -99,7 +100,7 @@ class TrainLoader:
         UserError: fewer images than one step of all ranks needs.
     """
 
-    files, numbered, strong = None, False, False
+    files, numbered, strong, color_jitter = None, False, False, 0.0
 
     def __init__(self, count, labels, plan):
         self.count, self.labels, self.plan, self.batch_size = count, labels, plan, plan.batch_size
@@ -254,21 +255,21 @@ class TestLoader:
 
     def sample(self, count, seed):
         """(images, labels) of up to `count` images, spread evenly over this rank's share; drawn by seed."""
-        indices = self.sampled(count, seed)
+        indices = self.indices
+        if count < len(indices):
+            step = len(indices) / count
+            start = generator(seed, "sample").random()
+            indices = indices[((np.arange(count) + start) * step).astype(int)]
         images, labels = zip(*self._batches(indices), strict=True)
         return np.concatenate(images), np.concatenate(labels)
-
-    def sampled(self, count, seed):
-        """The indices that `sample` takes, those of unreadable files among them."""
-        if count >= len(self.indices):
-            return self.indices
-        step = len(self.indices) / count
-        start = generator(seed, "sample").random()
-        return self.indices[((np.arange(count) + start) * step).astype(int)]
 
     def identities(self, indices):
         """[bytes] that name the images at `indices`: the end of a path, or the pixels of a digit."""
         return [os.fsencode(os.path.join(*Path(self.files[index]).parts[-2:])) for index in indices]
+
+    def stored(self, index):
+        """One image as it is stored: uint8 (H, W) or (H, W, 3). decode.Unreadable: it can't be read."""
+        return decode.read(self.files[index])
 
     def _batches(self, indices):
         raise NotImplementedError
@@ -283,6 +284,9 @@ class ArrayTestLoader(TestLoader):
 
     def identities(self, indices):
         return [self.arrays.original(index).tobytes() for index in indices]
+
+    def stored(self, index):
+        return self.arrays.original(index)
 
     def _batches(self, indices):
         for start in range(0, len(indices), self.batch_size):

@@ -69,8 +69,3 @@ def find(evaluator, loader):
         None if (labels < 0).any() else labels,
         logits.shape[1],
     )
-
-
-def class_shares(loader, classes):
-    """Share of each class among the labels of a training loader: (K,)."""
-    return np.bincount(loader.labels, minlength=classes) / max(1, len(loader.labels))

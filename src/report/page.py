@@ -16,6 +16,7 @@ from src.report import findings, pictures
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 NAME = "report.html"
+BLIND = "target"  # what a target without labels is called
 EXAMPLES = 12  # pictures in a row of examples
 MATRIX = 30  # classes that a confusion matrix is drawn for
 
@@ -30,20 +31,19 @@ class Picture:
     right: bool | None = None
 
 
-def target_loader(cell, test_sets):
-    """(name, TestLoader) of the target's images, with labels where the data have them, or None."""
+def shown_sets(cell, test_sets):
+    """{domain: TestLoader} whose features are drawn: the test sets, and the target where it has no labels."""
+    if cell.task.form.target is None or cell.task.form.target.test_name in test_sets:
+        return test_sets
+    return {**test_sets, BLIND: cell.seen(cell.task.blind_target(cell.preparation))}
+
+
+def target_name(cell, sets):
+    """The target's name in `shown_sets`, or None without a target."""
     target = cell.task.form.target
     if target is None:
         return None
-    if target.test_name in test_sets:
-        return target.test_name, test_sets[target.test_name]
-    return "target", cell.seen(cell.task.blind_target(cell.preparation))
-
-
-def shown_sets(cell, test_sets):
-    """{domain: TestLoader} whose features are drawn: the test sets, and the target where it has no labels."""
-    target = target_loader(cell, test_sets)
-    return test_sets if target is None else {**test_sets, target[0]: target[1]}
+    return target.test_name if target.test_name in sets else BLIND
 
 
 def write(cell, sets, folder, result):
@@ -67,8 +67,8 @@ def write(cell, sets, folder, result):
 def _content(cell, sets, folder, result):
     """Everything that the template asks for."""
     names = [shown(name) for name in cell.task.classes]
-    target = target_loader(cell, sets)
-    found = None if target is None else findings.find(cell.evaluator, sets[target[0]])
+    target = target_name(cell, sets)
+    found = None if target is None else findings.find(cell.evaluator, sets[target])
     prepared = cell.preparation
     drawn = ("features.png", "losses.png", "accuracies.png", "selection.png", "hyper_parameters.png")
     return {
@@ -77,7 +77,7 @@ def _content(cell, sets, folder, result):
         "classes": names,
         "needs": _needs(prepared),
         "examples": {name: _examples(loader, cell.config.seed) for name, loader in sets.items()},
-        "target": None if found is None else _of_target(target[0], sets[target[0]], found, names),
+        "target": None if found is None else _of_target(target, sets[target], found, names),
         "shares": None if found is None else _shares(cell, found, names),
         "held_out": _held_out(folder),
         "drawn": {name: pictures.embedded_png(Path(folder) / name) for name in drawn},
@@ -149,12 +149,9 @@ def _predicted(loader, found, place, names):
 
 def _shares(cell, found, names):
     """[(class, share predicted for the target, share among the labelled training images or None)]"""
-    predicted, known = found.shares(), [None] * len(names)
-    loaders = cell.phases[0].loaders.values()
-    sources = [loader for loader in loaders if loader.labels is not None and not loader.numbered]
-    if sources:
-        known = np.mean([findings.class_shares(loader, len(names)) for loader in sources], 0).tolist()
-    return list(zip(names, predicted.tolist(), known, strict=True))
+    known = cell.class_shares()
+    known = [None] * len(names) if known is None else known.tolist()
+    return list(zip(names, found.shares().tolist(), known, strict=True))
 
 
 def _held_out(folder):

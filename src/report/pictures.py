@@ -14,14 +14,10 @@ QUALITY = 82
 
 def picture(loader, index):
     """One image of a TestLoader as it is stored, small: uint8 RGB (H, W, 3)."""
-    loader = getattr(loader, "loader", loader)  # a loader of features knows the one of images
-    if loader.files is not None:
-        try:
-            image = decode.read(loader.files[index])
-        except decode.Unreadable as error:
-            raise OSError(f"{shown(loader.files[index])}: {error}") from error
-    else:
-        image = loader.arrays.original(index)
+    try:
+        image = loader.stored(index)
+    except decode.Unreadable as error:
+        raise OSError(f"{shown(loader.files[index])}: {error}") from error
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, 2)
     scale = SIDE / max(image.shape[:2])

@@ -7,12 +7,11 @@ each choice is. The last line is the folder of the run that --by chooses.
 """
 
 import argparse
-import json
 
 from model_utils import cli
-from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
 from src import selection
+from src.evaluation import result
 from src.selection import pool as pools
 
 
@@ -54,13 +53,7 @@ def write(pool, by, path):
         "chosen": str(pool.candidates[pool.choice(by)].folder),
         "judged": {name: pool.judged(name) for name in pool.table},
     }
-    try:
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"json: {path} could not be written: {error.strerror}; choose another place"
-        ) from error
+    result.write(content, path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Measures the rules of a run while it trains, on a fixed sample of unlabelled target images."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 
 from model_utils.checkpoint import atomic
+from model_utils.digests import digest
 from src import selection
 from src.selection.evidence import Evidence
 
@@ -44,40 +44,23 @@ class Probe:
             mixture = np.float32(share) * inputs[first] + np.float32(1 - share) * inputs[second]
             return evaluator.of_inputs(mixture, self.loader.batch_size)[1]
 
-        source = {}
-        sources = {n: loader for n, loader in (self.cell.held_out or {}).items() if n != "target"}
-        if sources:
+        source = {"source_shares": self.cell.class_shares()}
+        if sources := self.cell.held_out_sources:
             found = [evaluator.predictions(loader) for loader in sources.values()]
             source["source_logits"] = np.concatenate([logits for _, logits, _ in found])
             source["source_labels"] = np.concatenate([labels for _, _, labels in found])
-        labels = [
-            loader.labels
-            for loader in self.cell.phases[0].loaders.values()
-            if loader.labels is not None and not loader.numbered
-        ]
-        if labels:
-            counts = np.bincount(np.concatenate(labels), minlength=logits.shape[1])
-            source["source_shares"] = counts / counts.sum()
         return Evidence(logits, features, mixed, **source)
 
     def about(self):
         """What tells whether two runs were judged on the same images and classes: {"classes", "images"}."""
-        images = self.loader.identities(self.loader.indices)
-        return {"classes": list(self.cell.task.classes), "images": digest(images)}
+        names = map(digest, self.loader.identities(self.loader.indices))
+        return {"classes": list(self.cell.task.classes), "images": digest(*map(bytes.fromhex, names))}
 
     def save(self, folder):
         """Write the probabilities, and what they are of, to `folder`/predictions.npz, whole or not at all."""
         about = np.frombuffer(json.dumps(self.about()).encode(), np.uint8)
         with atomic(Path(folder) / PREDICTIONS) as temporary:
             np.savez(temporary, probabilities=self.probabilities, about=about)
-
-
-def digest(identities):
-    """One short text for a list of bytes."""
-    summary = hashlib.blake2b(digest_size=16)
-    for identity in identities:
-        summary.update(hashlib.blake2b(identity, digest_size=16).digest())
-    return summary.hexdigest()
 
 
 def for_run(cell):

@@ -4,8 +4,6 @@ What is tried next is a function of the sweep's seed, the trial's number and the
 was killed goes on with the trial it was in, and ends as one that was not.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
 import sqlite3
@@ -29,24 +27,6 @@ TARGET = "target_accuracy"  # the objective that needs --oracle true
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 PATIENCE = 60  # seconds that a run left over from a killed sweep gets to end
-
-
-@contextlib.contextmanager
-def claim(folder):
-    """Hold a sweep's folder; a second sweep in it at the same time is refused with a UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".sweep.lock", "a")  # noqa: SIM115 - open as long as the sweep lasts
-    except OSError as error:
-        raise UserError(f"output_dir: cannot use {folder}: {error.strerror}; choose another one") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"output_dir: another sweep is at work in {folder}; choose another one"
-            ) from error
-        yield
 
 
 class Sweep:

@@ -13,7 +13,6 @@ import numpy as np
 from model_utils import noise
 from model_utils.key import Key
 from src.data import augment
-from src.evaluation.evaluate import held_out_accuracies
 from src.losses.adamatch import AdaMatchLoss
 from src.training import trainer
 from src.training.trainer import Phase
@@ -90,7 +89,3 @@ class Method(trainer.Trainer):
         names = ("class_loss", "pseudo_loss", "pseudo_share", "class_accuracy")
         named = dict(zip(names, scalars, strict=True))
         return {"loss": total, **named, "target_weight": weight, "lr": rate, **more}
-
-    def validate(self, phase):
-        """{"held_out_<domain>_accuracy"} of each source domain that holds images out."""
-        return held_out_accuracies(self.evaluator, self.held_out)

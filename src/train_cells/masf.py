@@ -29,7 +29,6 @@ from model_utils import noise
 from model_utils.device import gradient_reducer, jit
 from model_utils.errors import UserError
 from model_utils.key import Key
-from src.evaluation.evaluate import held_out_accuracies
 from src.losses.meta import (
     Directional,
     MetaLoss,
@@ -294,7 +293,3 @@ class Method(trainer.Trainer):
         """Networks and optimizers by name."""
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.optimizers.items()}
         return {**super().state(), **optimizers}
-
-    def validate(self, phase):
-        """{"held_out_<domain>_accuracy"} of each source domain; nothing of the domain left out."""
-        return held_out_accuracies(self.evaluator, self.held_out)

@@ -9,7 +9,6 @@ import numpy as np
 from mindspore import nn, ops
 
 from model_utils.key import Key
-from src.evaluation.evaluate import held_out_accuracies
 from src.losses.adversarial import both_logits
 from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.losses.confusion import class_confusion, information_loss
@@ -101,7 +100,3 @@ class Method(trainer.Trainer):
         total, scalars, more = self.run(update, phase, batch, inputs)
         names = ("class_loss", "confusion", "information", "class_accuracy")
         return {"loss": total, **dict(zip(names, scalars, strict=True)), "lr": rate, **more}
-
-    def validate(self, phase):
-        """{"held_out_<domain>_accuracy"} of each source domain that holds images out."""
-        return held_out_accuracies(self.evaluator, self.held_out)

@@ -11,7 +11,6 @@ from mindspore import nn, ops
 
 from model_utils.errors import UserError
 from model_utils.key import Key
-from src.evaluation.evaluate import held_out_accuracies
 from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.training import trainer
 from src.training.schedules import DECAY_MODES, warmup_and_decay
@@ -131,10 +130,6 @@ class Method(trainer.Trainer):
             config.lr_max,
             config.lr_end,
         )
-
-    def validate(self, phase):
-        """{"held_out_<domain>_accuracy"} of each labelled domain that holds images out."""
-        return held_out_accuracies(self.evaluator, self.held_out)
 
     @staticmethod
     def accuracy_lines(top1, top5):

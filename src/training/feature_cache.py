@@ -7,7 +7,6 @@ preparation and the augmentation (`Store`): whatever changes is computed anew, a
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -19,11 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from model_utils.device import jit
+from model_utils.digests import digest
 from model_utils.errors import UserError
 from src.data.features import CHUNK, FeatureTestLoader, FeatureTrainLoader
 from src.data.loaders import TrainLoader
 from src.evaluation.evaluate import evaluating
-from src.training.feature_store import Store, digest
+from src.training.feature_store import Store
 
 log = logging.getLogger("run")
 
@@ -113,11 +113,10 @@ class FeatureCache:
         return self._stores[kind]
 
     def _weights(self):
-        summary = hashlib.blake2b(digest_size=16)
+        contents = []
         for parameter in self.network.backbone.get_parameters():
-            summary.update(parameter.name.encode())
-            summary.update(np.ascontiguousarray(parameter.asnumpy()))
-        return summary.hexdigest()
+            contents += [parameter.name.encode(), np.ascontiguousarray(parameter.asnumpy())]
+        return digest(*contents)
 
     def _have(self, wanted):
         """See to it that stores have what loaders need: wanted is [(loader, view)]."""
@@ -195,7 +194,7 @@ def augmentation(loader):
     return json.dumps(
         {
             "augment": plan.augment.__name__ if plan.augment else "none",
-            "color_jitter": getattr(loader, "color_jitter", 0.0),
+            "color_jitter": loader.color_jitter,
             "crop_scale_min": preparation.crop_scale_min,
             "flip": preparation.flip,
         }

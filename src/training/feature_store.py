@@ -6,23 +6,15 @@ part is written whole or not at all, and never changed. Whoever misses rows adds
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 
 import numpy as np
 
 from model_utils.checkpoint import atomic
+from model_utils.digests import digest
 
 log = logging.getLogger("run")
-
-
-def digest(*contents):
-    """A short name for bytes-like contents, the same only for the same contents."""
-    summary = hashlib.blake2b(digest_size=16)
-    for content in contents:
-        summary.update(content)
-    return summary.hexdigest()
 
 
 class Rows:

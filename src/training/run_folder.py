@@ -15,12 +15,15 @@ log = logging.getLogger("run")
 
 
 @contextlib.contextmanager
-def claim(output_dir, enabled=True):
-    """Hold `output_dir` for one run; a second one at the same time is refused with a UserError."""
+def claim(output_dir, enabled=True, what="run", lock=".lock"):
+    """Hold `output_dir` for one run; a second one at the same time is refused with a UserError.
+
+    what, lock: what it is held for, in a word, and the name of the file that says so.
+    """
     folder = Path(output_dir)
     if not str(output_dir).strip() or os.path.realpath(folder) == os.path.realpath(ROOT):
         raise UserError(
-            "output_dir: a run would write over the repository's own files; "
+            f"output_dir: a {what} would write over the repository's own files; "
             "choose a folder such as outputs/mine"
         )
     try:
@@ -33,7 +36,7 @@ def claim(output_dir, enabled=True):
         yield folder
         return
     try:
-        handle = open(folder / ".lock", "a")  # noqa: SIM115 - open as long as the run lasts
+        handle = open(folder / lock, "a")  # noqa: SIM115 - open as long as the run lasts
     except OSError as error:
         raise UserError(
             f"output_dir: cannot write into {folder}: {error.strerror}; choose another one"
@@ -43,7 +46,7 @@ def claim(output_dir, enabled=True):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"output_dir: another run is writing into {folder}; choose another one"
+                f"output_dir: another {what} is writing into {folder}; choose another one"
             ) from error
         yield folder
 

@@ -16,7 +16,7 @@ from mindspore import nn, ops
 from model_utils import noise
 from model_utils.errors import UserError
 from src import networks
-from src.evaluation.evaluate import Evaluator
+from src.evaluation.evaluate import Evaluator, held_out_accuracies
 from src.networks import _initial
 from src.networks.heads import Precomputed
 from src.networks.pretrained import load_initial
@@ -141,8 +141,11 @@ class Trainer:
         """Called before a phase's first step (`phase.step` is 0), and when a run resumes inside it (> 0)."""
 
     def validate(self, phase):
-        """Scalars on held-out training data, by name; never anything that reads a target label."""
-        return {}
+        """Scalars on held-out training data, by name; never anything that reads a target label.
+
+        Unless overridden, {"held_out_<domain>_accuracy"} of each source that holds images out.
+        """
+        return held_out_accuracies(self.evaluator, self.held_out_sources)
 
     @staticmethod
     def known_classes(config):
@@ -238,6 +241,20 @@ class Trainer:
         _initial.draw(cell, self.config)
         self.parts[name] = self._as_trained(cell)
         return self.parts[name]
+
+    @property
+    def held_out_sources(self):
+        """`held_out` without the target, whose labels are not known: {} if nothing is held out."""
+        return {name: loader for name, loader in (self.held_out or {}).items() if name != "target"}
+
+    def class_shares(self):
+        """Each class's share of the labelled training images of the first phase: float (K,); None without."""
+        loaders = self.phases[0].loaders.values()
+        labels = [loader.labels for loader in loaders if loader.labels is not None and not loader.numbered]
+        if not labels:
+            return None
+        counts = np.bincount(np.concatenate(labels), minlength=len(self.task.classes))
+        return counts / counts.sum()
 
     def new_network(self, **options):
         """A further network like `network`, with weights of its own. options: of `networks.build`."""

@@ -1,0 +1,50 @@
+"""Commands of this repository side by side, each on a share of the cores."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from model_utils.config import ROOT
+from model_utils.errors import UserError
+
+
+def run(words, folder, cores):
+    """Run `python` with these words; what it prints goes to `folder`/printed.log.
+
+    Args:
+        words: e.g. ["train.py", "--seed=1"]. folder: a Path, made if need be.
+        cores: set of processors it may use.
+
+    Raises:
+        UserError: it failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "printed.log", "w", encoding="utf-8") as log:
+        status = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        ).returncode
+    if status:
+        line = " ".join(["python", *words])
+        raise UserError(f"{line} left with status {status}; see {folder / 'printed.log'}")
+
+
+def side_by_side(job, tasks, workers):
+    """[job(task, cores)] of all tasks in their order, `workers` at a time."""
+    every = sorted(os.sched_getaffinity(0))
+    free = [set(every[number::workers]) for number in range(workers)]
+
+    def one(task):
+        cores = free.pop()
+        try:
+            return job(task, cores)
+        finally:
+            free.append(cores)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, tasks))
