@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import command_server
 import hypothesis
 import pytest
 import yaml
@@ -169,10 +170,16 @@ def environment(**changes):
     return {**kept, **changes}
 
 
-def command(program, *arguments, cwd=ROOT, timeout=120, prefix=(), **keys):
-    """Run train.py, eval.py or export.py to its end; stdout and stderr are text."""
+def command(program, *arguments, cwd=ROOT, timeout=120, prefix=(), fresh=False, **keys):
+    """Run train.py, eval.py or export.py to its end; stdout and stderr are text.
+
+    fresh: in a new Python, as a user starts it; else in a fork of one that has imported MindSpore already.
+    """
+    words = [str(ROOT / program), *map(str, arguments), *options(**keys)]
+    if not (fresh or prefix):
+        return forked(words, cwd, timeout)
     return subprocess.run(
-        [*prefix, sys.executable, str(ROOT / program), *map(str, arguments), *options(**keys)],
+        [*prefix, sys.executable, *words],
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -180,6 +187,19 @@ def command(program, *arguments, cwd=ROOT, timeout=120, prefix=(), **keys):
         timeout=timeout,
         check=False,
     )
+
+
+def forked(words, cwd=ROOT, timeout=120, **changes):
+    """Run Python with these words (a program and its arguments, or -m and a module) to its end.
+
+    See tests/command_server.py. changes: of the environment.
+    """
+    return _server().run(words, cwd, environment(**changes), timeout)
+
+
+@functools.cache
+def _server():
+    return command_server.Server()
 
 
 def succeeded(done):
