@@ -1,9 +1,9 @@
-"""Starts commands for the tests in a fork of a process that has imported MindSpore and other libraries already.
+"""Starts commands for the tests in a fork of a process that has imported MindSpore already.
 
-Importing them takes three seconds of a processor, and several hundred commands of the tests only refuse their
-arguments. The project's own modules are never imported here, so that each command imports them itself, from
-where it runs. `helpers.command` is the client. A command with `fresh=True`, every script and every process
-under msrun start as a user starts them.
+Importing it and other libraries takes three seconds of a processor, and several hundred commands of the tests
+only refuse their arguments. The project's own modules are never imported here: each command imports them
+itself, from where it runs. `helpers.command` is the client. A command with `fresh=True`, every script and
+every process under msrun start as a user starts them.
 """
 
 import json

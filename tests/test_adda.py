@@ -290,7 +290,7 @@ for step in range(phase.steps):
 """
 
 
-@pytest.mark.parametrize("pipeline", ["0", "1"])
+@pytest.mark.parametrize("pipeline", [pytest.param("0", marks=pytest.mark.thorough), "1"])
 def test_the_scheduled_rate_is_the_one_applied(pipeline):
     """Also where MindSpore runs steps from another thread, its default: set_data would go unnoticed there."""
     environment = {**os.environ, "MS_DEV_JIT_PIPELINE": pipeline, "GLOG_v": "3"}

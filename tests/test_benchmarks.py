@@ -1,10 +1,7 @@
 """The commands of benchmarks/ explain themselves and refuse bad input in one line; figures are not tested."""
 
-import subprocess
-import sys
-
 import pytest
-from helpers import ROOT, environment, refused, succeeded
+from helpers import ROOT, forked, refused, succeeded
 
 NAMES = sorted(
     path.stem
@@ -15,15 +12,7 @@ NAMES = sorted(
 
 def benchmark(name, *arguments):
     """Run `python -m benchmarks.NAME` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forked(["-m", f"benchmarks.{name}", *arguments])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     """A finished run, with everything a run can write, in a folder whose name is not plain."""
     folder = tmp_path_factory.mktemp("a rün")
     keys = {**DEMO, "output_dir": folder, "plot_features": True, "keep_checkpoint_max": 9}
-    shown = succeeded(command("train.py", **keys, save_checkpoint_steps=2))
+    shown = succeeded(command("train.py", **keys, save_checkpoint_steps=2, fresh=True))
     return folder, shown
 
 
@@ -186,7 +186,8 @@ def test_eval_repeats_the_run_s_accuracies_and_writes_the_same_shape(run, tmp_pa
     trained = json.loads((folder / "result.json").read_text())
     file = tmp_path / "new folder" / "eval.json"
     # From another folder: nothing may depend on where the command is run.
-    shown = succeeded(command("eval.py", cwd=tmp_path, ckpt_path=folder, result=file, device_target="CPU"))
+    keys = {"ckpt_path": folder, "result": file, "device_target": "CPU"}
+    shown = succeeded(command("eval.py", cwd=tmp_path, fresh=True, **keys))
     # The rules of selection look on while a run trains; an evaluation has none.
     evaluated = result_shape(file, RESULT_KEYS - {"selection"})
     assert evaluated["accuracy"] == trained["accuracy"]
@@ -213,7 +214,8 @@ def test_eval_of_the_published_files_gives_the_same_accuracies(run, tmp_path):
 def test_export_writes_a_file_and_prints_the_difference(run, tmp_path, file_format, ending):
     folder, _ = run
     name = tmp_path / "with späce" / "net"
-    shown = succeeded(command("export.py", ckpt_file=folder, file_format=file_format, file_name=name))
+    keys = {"ckpt_file": folder, "file_format": file_format, "file_name": name}
+    shown = succeeded(command("export.py", fresh=True, **keys))
     assert float(re.search(r"maximal logits difference (\S+)", shown)[1]) <= 1e-4
     beside = {".mindir": ["net.mindir.json"]}.get(ending, [])  # the format has no place for class names
     assert sorted(path.name for path in name.parent.iterdir()) == [f"net{ending}", *beside]

@@ -15,6 +15,7 @@ from helpers import (
     command,
     environment,
     fails,
+    forked,
     refused,
     succeeded,
     tiny_config,
@@ -199,15 +200,7 @@ def test_the_table_pairs_methods_by_seed():
 
 
 def compare(*words, program=("-m", "benchmarks.generalisation")):
-    return subprocess.run(
-        [comparison.sys.executable, *program, *map(str, words)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked([*program, *words])
 
 
 ONE = ("rotated_mnist", "--methods", "deepall", "--targets", 25)

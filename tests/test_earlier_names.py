@@ -3,14 +3,13 @@ type. docs/earlier_names.md shows them all."""
 
 import os
 import re
-import subprocess
 import sys
 
 import mindspore as ms
 import numpy as np
 import pth_files as pth
 import pytest
-from helpers import ROOT, command, environment, fails, options, succeeded, tiny_data
+from helpers import ROOT, command, fails, forked, options, succeeded, tiny_data
 
 import eval_onnx
 import infer
@@ -259,15 +258,7 @@ def test_a_folder_of_classes_is_tested_whole(place, tmp_path):
 @pytest.mark.parametrize("cwd, script", [(ROOT / "src", "pth2ckpt.py"), (ROOT, "src/pth2ckpt.py")])
 def test_the_published_conversion(tmp_path, monkeypatch, cwd, script):
     """In src/, and by its path; what is asked for is missing, so that no test writes into the repository."""
-    done = subprocess.run(
-        [sys.executable, script, "--dataset_path", str(tmp_path / "hardnet85.pth")],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = forked([script, "--dataset_path", tmp_path / "hardnet85.pth"], cwd)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "hardnet85.pth" in done.stderr and not os.path.exists(cwd / "hardnet85.ckpt")
 

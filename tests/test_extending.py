@@ -4,11 +4,9 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT, environment
+from helpers import ROOT, forked
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^`((?:src|tests)/[\w./]+)`\n\n```\w+\n(.*?)^```", PAGE, re.S | re.M)
@@ -33,15 +31,7 @@ def copy(tmp_path_factory):
 
 
 def run(folder, words):
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=environment(PYTHONPATH=str(folder)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return forked(words, folder, timeout=300, PYTHONPATH=str(folder))
 
 
 def test_page_has_every_kind_of_example():

@@ -152,6 +152,7 @@ def test_method_trains_resumes_and_exports_on_network(narrow, method, network, k
     assert exporting.export(plain, images, tmp_path / "net", file_format)[1] <= 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_graph_mode_computes_what_pynative_mode_does_on_another_network(method, place):
     network = {"dann": "lenet", "adda": "dann", "masf": "dann"}.get(method, "photos")

@@ -1,13 +1,10 @@
 """Conversion of PyTorch weights: the same logits, nothing missing, nothing left over, clear errors."""
 
-import subprocess
-import sys
-
 import mindspore as ms
 import numpy as np
 import pth_files as pth
 import pytest
-from helpers import ROOT, environment, refused, succeeded
+from helpers import forked, refused, succeeded
 from test_hardnet_network import hardnet
 
 from model_utils import checkpoint
@@ -244,10 +241,7 @@ def test_variant_and_classes_asked_for_must_be_those_of_the_file(tmp_path, state
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "src.pth2ckpt", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
-    )
+    return forked(["-m", "src.pth2ckpt", *arguments])
 
 
 def test_the_command(tmp_path, state):

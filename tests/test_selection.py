@@ -3,12 +3,10 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, build, command, environment, fails, refused, succeeded, tiny_config
+from helpers import build, command, fails, forked, refused, succeeded, tiny_config
 
 from src import selection
 from src.selection import pool as pools
@@ -202,5 +200,4 @@ def test_runs_are_chosen_among_by_the_command(tmp_path):
 
 def choose(*arguments):
     """`python -m src.selection` with these arguments."""
-    words = [sys.executable, "-m", "src.selection", *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    return forked(["-m", "src.selection", *arguments])
