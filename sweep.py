@@ -1,7 +1,7 @@
 """Try several configurations and choose one without target labels.
 
     python sweep.py --config configs/photos.yaml --space configs/spaces/mcc.yaml --trials 20
-                    [--seeds 1] [--minutes M] [--output_dir outputs/sweep] [--sampler tpe]
+                    [--seeds 1] [--workers 1] [--minutes M] [--output_dir outputs/sweep] [--sampler tpe]
                     [--objective information] [--by ensv] [--key value …]
 
 Each trial is an ordinary run of train.py with the values that the sampler chose from the space; further keys
@@ -53,6 +53,12 @@ def parse(argv):
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file: what to try")
     parser.add_argument("--trials", type=positive, default=20, help="how many (default 20)")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each trial (default 1)")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="trials at once, each on its share of the cores (default 1)",
+    )
     parser.add_argument("--minutes", type=float, help="begin no trial after this time")
     parser.add_argument("--output_dir", default="outputs/sweep", metavar="DIR")
     parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
@@ -108,12 +114,12 @@ def main():
                     )
                     break
                 try:
-                    line = sweep.step()
+                    lines = sweep.batch()
                 except child.Stopped as stop:
                     print("stopped; the same command goes on from here")
                     return 128 + stop.args[0]
-                bar.update()
-                tqdm.write(line)
+                bar.update(len(lines))
+                tqdm.write("\n".join(lines))
         return conclude(sweep, options, folder, words)
 
 

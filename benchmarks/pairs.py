@@ -1,14 +1,16 @@
 """Methods on every pair of domains of a folder, on the features of a frozen backbone or fine-tuned.
 
     python -m benchmarks.pairs ROOT [--methods mcc supervised …] [--seeds 0 1 2] [--pairs photo-sketch …]
-                               [--prefix photos] [--folder DIR] [--workers N] [--save=TITLE] [--key value …]
+                               [--prefix photos] [--begin PREFIX] [--folder DIR] [--workers N] [--save=TITLE]
+                               [--key value …]
 
 ROOT holds <domain>/<class>/* images. For each seed, method and ordered pair of domains runs train.py with
 configs/<prefix>_<method>.yaml, or configs/<prefix>.yaml where that is the method's, the first domain as
 labelled source and the second as unlabelled target. A method that goes on with a trained network (shot)
-gets that of the supervised run of the same pair and seed, and no source. A run that is in DIR (default:
-outputs/pairs) already, finished and of the same command, is not repeated. With --workers N as many runs go on
-at once, each with its share of the cores.
+gets that of the supervised run of the same pair and seed, and no source. With --begin PREFIX every run begins
+with the network of the run in DIR that has PREFIX and is of the same method, pair and seed. A run that is in
+DIR (default: outputs/pairs) already, finished and of the same command, is not repeated. With --workers N as
+many runs go on at once, each with its share of the cores.
 
 Prints the accuracy on all target images at the last checkpoint, in %: for each pair the mean over the seeds,
 then the mean over the pairs, mean ± standard deviation of the sample over seeds. --save keeps all of it in
@@ -44,7 +46,7 @@ def configuration(prefix, method):
     raise UserError(f"methods: there is no configs/{prefix}_{method}.yaml")
 
 
-def run(root, pair, words, folder, cores):
+def run(root, pair, words, folder, cores, blind=False):
     """The content of result.json of one run, and whether it was there already.
 
     Args:
@@ -52,13 +54,14 @@ def run(root, pair, words, folder, cores):
         pair: (source, target).
         words: further arguments of train.py.
         cores: set of processors the run may use.
+        blind: whether the method gets no source images.
 
     Raises:
         UserError: it failed, or the folder holds the run of another command.
     """
     path = folder / "result.json"
     roots = [f"--{side}_image_root={name}" for side, name in zip(("source", "target"), pair, strict=True)]
-    if any(word.startswith("--pretrained=") for word in words):
+    if blind:
         del roots[0]
     line = " ".join(["python", "train.py", *words, *roots])
     if path.is_file():
@@ -85,10 +88,13 @@ def everything(arguments, keys):
         words = [f"--config=configs/{name}.yaml", f"--seed={seed}", *keys]
         of_pair = f"{'-'.join(pair)}-seed{seed}"
         folder = arguments.folder / f"{name}-{of_pair}"
-        if find_method(method).GOES_ON_WITH:
-            begun = arguments.folder / f"{configuration(arguments.prefix, 'supervised')}-{of_pair}"
-            words.append(f"--{find_method(method).GOES_ON_WITH}={begun}")
-        result = run(arguments.root, pair, words, folder, cores)
+        goes_on_with = find_method(method).GOES_ON_WITH
+        if goes_on_with or arguments.begin:
+            begun = configuration(
+                arguments.begin or arguments.prefix, "supervised" if goes_on_with else method
+            )
+            words.append(f"--{goes_on_with or 'pretrained'}={arguments.folder / f'{begun}-{of_pair}'}")
+        result = run(arguments.root, pair, words, folder, cores, bool(goes_on_with))
         accuracy = 100 * result["accuracy"]["target"]
         print(
             f"{method} {'-'.join(pair)} seed {seed}: {accuracy:.2f} % in {result['seconds']:.0f} s",
@@ -167,6 +173,8 @@ def command(arguments, keys):
         words += ["--pairs", *("-".join(pair) for pair in arguments.pairs)]
     if arguments.prefix != "photos":
         words += ["--prefix", arguments.prefix]
+    if arguments.begin:
+        words += ["--begin", arguments.begin]
     return " ".join(["python -m benchmarks.pairs PACS", *words, *keys])
 
 
@@ -180,6 +188,7 @@ def parse(argv):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pairs", nargs="+", metavar="SOURCE-TARGET", help="default: all of them")
     parser.add_argument("--prefix", default="photos")
+    parser.add_argument("--begin", metavar="PREFIX", help="begin with the networks of these runs")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "pairs")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--save", metavar="TITLE", help="keep the results under this title, as --save=TITLE")

@@ -256,10 +256,10 @@ def _selection_table(path):
     """The section on rules of selection; "" if nothing was kept."""
     if not path.is_file():
         return ""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    found = selection_pools.kept(path)
     lines = ["## Rules of selection", "", "Accuracies in %, regrets in points.", ""]
-    lines += [*selection_pools.pool_lines(content["pools"]), "", *selection_pools.table(content["pools"])]
-    return "\n".join([*lines, "", "```", content["command"], "```"])
+    lines += [*selection_pools.pool_lines(found), "", *selection_pools.table(found)]
+    return "\n".join([*lines, "", "```", *(pool["command"] for pool in found.values()), "```"])
 
 
 def _published_table():

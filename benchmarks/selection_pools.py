@@ -1,42 +1,77 @@
 """What each rule of selection chooses in pools of runs whose target labels are known.
 
-    python -m benchmarks.selection_pools ROOT [--pairs photo-art_painting …] [--trials 10] [--folder DIR]
-                                         [--workers N] [--save] [--key value …]
+    python -m benchmarks.selection_pools [--pacs DIR] [--digits DIR] [--pools photo-cartoon mnist-usps …]
+                                         [--trials 20] [--folder DIR] [--workers N] [--save] [--key value …]
 
-For each pair of domains in ROOT, <domain>/<class>/*, there is one pool: random trials of sweep.py over
-configs/spaces/mcc.yaml with configs/photos.yaml, and as many over configs/spaces/dann.yaml with
-configs/photos_dann.yaml. Prints, for each rule, the regret in points (best minus chosen; mean and worst over
-the pools), the mean rank correlation with target accuracy, and how often the choice lay in the
-worst quarter. A sweep that is there already is not repeated. --save keeps all of it in
-benchmarks/results/selection.json, which docs/results.md shows.
+A pool is as many random trials of sweep.py as --trials says:
+
+- for a pair of domains in --pacs, <domain>/<class>/*, half of them over configs/spaces/mcc.yaml with
+  configs/photos.yaml, half over configs/spaces/dann.yaml with configs/photos_dann.yaml;
+- mnist-mnist_m: 1,000 steps of DANN with config.yaml, over configs/spaces/dann.yaml;
+- usps-mnist and mnist-usps: 650 steps of ADDA with its configuration, over configs/spaces/adda.yaml.
+
+The digits are in --digits, in the folders mnist, mnist_m and usps. Prints, for each rule, the regret in
+points (best minus chosen; mean and worst over the pools), the mean rank correlation with target accuracy, and
+how often the choice lay in the worst quarter. A sweep that is there already is not repeated. --save adds the
+pools to those in benchmarks/results/selection.json, which docs/results.md shows, and prints figures over all.
 """
 
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from benchmarks import children
 from model_utils import cli, config
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
+from model_utils.errors import UserError
 from src.selection import pool as pools
 
 KEPT = ROOT / "benchmarks" / "results" / "selection.json"
-SWEEPS = (("photos", "mcc"), ("photos_dann", "dann"))
 PAIRS = ("photo-art_painting", "photo-cartoon", "art_painting-cartoon", "cartoon-photo")
+ADDA = (
+    "--iterations=300",
+    "--discriminator_iterations=50",
+    "--adversary_iterations=300",
+    "--steps_per_epoch=300",
+)
+# Of a pool of digits: the configuration, the space, further words.
+DIGITS = {
+    "mnist-mnist_m": (
+        "config.yaml",
+        "dann",
+        ("--n_pretrain_epochs=0", "--n_epoch=1", "--steps_per_epoch=1000"),
+    ),
+    "usps-mnist": ("configs/adda_usps_mnist.yaml", "adda", ADDA),
+    "mnist-usps": ("configs/adda_mnist_usps.yaml", "adda", ADDA),
+}
 
 
-def sweep(options, pair, name, space, cores, keys):
+def sweeps(options, pool):
+    """[(space, trials, words)] of the sweeps of one pool."""
+    source, target = pool.split("-")
+    if pool in DIGITS:
+        configuration, space, words = DIGITS[pool]
+        return [(space, options.trials, [f"--config={configuration}", *words, *_roots(options.digits, pool)])]
+    words = [*_roots(options.pacs, pool), f"--feature_folder={options.folder / 'features'}"]
+    half = options.trials // 2
+    return [
+        ("mcc", half, ["--config=configs/photos.yaml", *words]),
+        ("dann", half, ["--config=configs/photos_dann.yaml", *words]),
+    ]
+
+
+def _roots(folder, pool):
+    sides = zip(("source", "target"), pool.split("-"), strict=True)
+    return [f"--{side}_image_root={folder / name}" for side, name in sides]
+
+
+def run(options, pool, space, trials, words, cores):
     """Run one sweep to its end; its folder."""
-    folder = options.folder / f"{pair}-{space}"
-    source, target = pair.split("-")
-    words = [f"--config=configs/{name}.yaml", f"--space=configs/spaces/{space}.yaml"]
-    words += ["--sampler=random", f"--trials={options.trials}", f"--output_dir={folder}"]
-    words += [f"--source_image_root={options.root / source}", f"--target_image_root={options.root / target}"]
-    words += [f"--feature_folder={options.folder / 'features'}", *keys]
-    children.run(["sweep.py", *words], folder, cores)
+    folder = options.folder / f"{pool}-{space}"
+    words = [*words, f"--space=configs/spaces/{space}.yaml", "--sampler=random", f"--trials={trials}"]
+    children.run(["sweep.py", *words, f"--output_dir={folder}"], folder, cores)
     print(f"done: {folder.name}", flush=True)
     return folder
 
@@ -80,34 +115,58 @@ def pool_lines(found):
     return lines
 
 
+def kept(path=KEPT):
+    """{pool: {"command", "accuracies", "rules"}} of what was saved; {} if nothing was."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _command(options, pool, keys):
+    """The command of one pool, without the folders and cores of this machine."""
+    data = "--digits DIR" if pool in DIGITS else "--pacs PACS"
+    return " ".join(["python -m benchmarks.selection_pools", data, "--pools", pool, *keys])
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("root", metavar="ROOT", type=Path)
-    parser.add_argument("--pairs", nargs="+", default=PAIRS)
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--pacs", metavar="DIR", type=Path)
+    parser.add_argument("--digits", metavar="DIR", type=Path)
+    parser.add_argument("--pools", nargs="+", help="default: four pairs of PACS, and those of digits")
+    parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "pools")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--save", action="store_true")
     options, words = parser.parse_known_args()
     keys = [f"--{name}={value}" for name, value in config.read_arguments(words).items()]
-    options.root, options.folder = options.root.absolute(), options.folder.absolute()
+    pools_wanted = options.pools or [*(PAIRS if options.pacs else ()), *(DIGITS if options.digits else ())]
+    for pool in pools_wanted:
+        folder = "digits" if pool in DIGITS else "pacs"
+        if getattr(options, folder) is None:
+            raise UserError(f"{pool}: say where its images are with --{folder} DIR")
+        setattr(options, folder, getattr(options, folder).absolute())
+    options.folder = options.folder.absolute()
+    if not pools_wanted:
+        raise UserError("there is no pool; give --pacs DIR or --digits DIR")
 
     def one(job, cores):
-        return sweep(options, *job, cores, keys)
+        pool, (space, trials, words) = job
+        return pool, run(options, pool, space, trials, [*words, *keys], cores)
 
-    jobs = [(pair, *names) for pair in options.pairs for names in SWEEPS]
-    folders = children.side_by_side(one, jobs, options.workers)
-    each = len(SWEEPS)
-    found = {pair: judge(folders[n * each : (n + 1) * each]) for n, pair in enumerate(options.pairs)}
-    print("\n".join([*pool_lines(found), "", *table(found)]))
+    jobs = [(pool, of_sweep) for pool in pools_wanted for of_sweep in sweeps(options, pool)]
+    done = children.side_by_side(one, jobs, options.workers)
+    found = {
+        pool: {
+            "command": _command(options, pool, keys),
+            **judge([folder for name, folder in done if name == pool]),
+        }
+        for pool in pools_wanted
+    }
     if options.save:
-        command = " ".join(["python -m benchmarks.selection_pools PACS", *sys.argv[2:]])
+        found = kept() | found
         with atomic(KEPT) as temporary:
-            temporary.write_text(
-                json.dumps({"command": command, "pools": found}, indent=1) + "\n", encoding="utf-8"
-            )
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([*pool_lines(found), "", *table(found)]))
     return 0
 
 

@@ -1,6 +1,7 @@
-"""A command of this repository as a child process that gets the signals sent to its parent."""
+"""Commands of this repository as child processes that get the signals sent to their parent."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,73 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
-    """The child was ended by a signal that was sent to this process; `args[0]` is its number."""
+    """The children were ended by a signal that was sent to this process; `args[0]` is its number."""
+
+
+class Group:
+    """A context, entered in the main thread, in which commands run; several at once from as many threads.
+
+    SIGTERM and SIGINT are passed on to all of them; once they have saved and ended, so does the context.
+
+    Raises:
+        Stopped: at its end, if a signal came meanwhile.
+    """
+
+    def __init__(self):
+        self.processes, self.received, self.before = [], [], {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.received:
+            raise Stopped(self.received[0]) from error
+
+    def _pass_on(self, number, frame):
+        self.received.append(number)
+        for process in list(self.processes):
+            process.send_signal(number)
+
+    def run(self, words, output=None, cores=None):
+        """Run `python` with these words in the repository's root; returns its exit status.
+
+        Args:
+            words: e.g. ["train.py", "--seed=1"].
+            output: a file opened for writing that gets what it prints; None: the caller's.
+            cores: set of processors it keeps to; None: all that the caller has.
+
+        Raises:
+            Stopped: a signal came before it was started.
+        """
+
+        def prepare():
+            if sys.platform == "linux":
+                _end_with_parent()
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        if self.received:
+            raise Stopped(self.received[0])
+        share = {name: str(len(cores)) for name in ("OMP_NUM_THREADS", "DA_CPU_THREADS")} if cores else {}
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **share},
+            preexec_fn=prepare,
+        )
+        self.processes.append(process)
+        if self.received:  # between the question and the start
+            process.send_signal(self.received[0])
+        status = process.wait()
+        self.processes.remove(process)
+        return status
 
 
 def _end_with_parent():
@@ -20,37 +87,21 @@ def _end_with_parent():
 
 
 def run(words, output=None):
-    """Run `python` with these words in the repository's root; returns its exit status.
-
-    SIGTERM and SIGINT are passed on; once the child has saved and ended, so does the caller.
-
-    Args:
-        words: e.g. ["train.py", "--seed=1"].
-        output: a file opened for writing that gets what it prints; None: the caller's.
+    """Run one command, as `Group.run` does.
 
     Raises:
         Stopped: a signal came meanwhile.
     """
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=output,
-        stderr=output,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-    )
-    received = []
+    with Group() as group:
+        return group.run(words, output)
 
-    def pass_on(number, frame):
-        received.append(number)
-        process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Stopped(received[0])
-    return status
+def shares(workers):
+    """[set of processors] for so many commands at once; None for one alone, and where there are too few.
+
+    The sets are disjoint and of about equal size.
+    """
+    every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if workers == 1 or len(every) < workers:
+        return [None] * workers
+    return [set(every[number::workers]) for number in range(workers)]

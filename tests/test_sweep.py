@@ -88,10 +88,11 @@ def end(folder):
 
 @pytest.mark.slow
 def test_a_killed_sweep_ends_as_one_that_was_not(tmp_path):
+    """Two trials at once: the kill finds both begun."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    said = succeeded(command("sweep.py", *words(tmp_path, f"--output_dir={whole}")))
+    said = succeeded(command("sweep.py", *words(tmp_path, "--workers=2", f"--output_dir={whole}")))
     assert "trial 1" in said and "oracle" in said and (whole / "rules.png").is_file()
-    full = [sys.executable, "sweep.py", *words(tmp_path, f"--output_dir={cut}")]
+    full = [sys.executable, "sweep.py", *words(tmp_path, "--workers=2", f"--output_dir={cut}")]
     process = subprocess.Popen(
         full, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -101,7 +102,7 @@ def test_a_killed_sweep_ends_as_one_that_was_not(tmp_path):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    succeeded(command("sweep.py", *words(tmp_path, f"--output_dir={cut}")))
+    succeeded(command("sweep.py", *words(tmp_path, "--workers=2", f"--output_dir={cut}")))
     assert end(cut) == end(whole)
 
     trials, winner = end(whole)
@@ -110,9 +111,12 @@ def test_a_killed_sweep_ends_as_one_that_was_not(tmp_path):
     loaded = experiment.load([f"--config={whole / 'winner.yaml'}"])
     assert (loaded.method, loaded.lr, loaded.mcc_weight) == ("mcc", winner["lr"], winner["mcc_weight"])
 
-    refused(command("sweep.py", *words(tmp_path, f"--output_dir={whole}", "--sweep_seed=1")), "another sweep")
+    refused(
+        command("sweep.py", *words(tmp_path, "--workers=2", f"--output_dir={whole}", "--sweep_seed=1")),
+        "another sweep",
+    )
     (whole / study.STORAGE).write_bytes((whole / study.STORAGE).read_bytes()[:5000])
-    refused(command("sweep.py", *words(tmp_path, f"--output_dir={whole}")), "damaged")
+    refused(command("sweep.py", *words(tmp_path, "--workers=2", f"--output_dir={whole}")), "damaged")
 
 
 @pytest.mark.slow

@@ -4,12 +4,14 @@ What is tried next is a function of the sweep's seed, the trial's number and the
 was killed goes on with the trial it was in, and ends as one that was not.
 """
 
+import functools
 import json
 import logging
 import sqlite3
 import statistics
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -25,6 +27,7 @@ from src.selection import pool as pools
 STORAGE, ABOUT = "sweep.db", "about"
 TARGET = "target_accuracy"  # the objective that needs --oracle true
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+OF_A_SWEEP = ("seeds", "workers", "sampler", "objective", "sweep_seed")
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 PATIENCE = 60  # seconds that a run left over from a killed sweep gets to end
 
@@ -36,7 +39,7 @@ class Sweep:
         folder: of the sweep; trials are in folder/trial-0000/seed-0.
         words: of every train.py, e.g. ["--config=configs/dann.yaml"].
         space: {key: optuna distribution}.
-        options: has `trials`, `seeds`, `sampler`, `objective` and `sweep_seed`.
+        options: has `trials`, `seeds`, `workers`, `sampler`, `objective` and `sweep_seed`.
 
     Raises:
         UserError: the folder's storage is damaged, or of another sweep.
@@ -49,7 +52,7 @@ class Sweep:
         self.about = {
             "words": words,
             "space": {name: optuna.distributions.distribution_to_json(d) for name, d in space.items()},
-            **{name: getattr(options, name) for name in ("seeds", "sampler", "objective", "sweep_seed")},
+            **{name: getattr(options, name) for name in OF_A_SWEEP},
         }
         self.study = self._open()
 
@@ -65,8 +68,8 @@ class Sweep:
                 study.set_user_attr(ABOUT, self.about)
             elif before != self.about:
                 raise UserError(
-                    f"output_dir: {self.folder} holds another sweep (other keys, space, seeds, sampler or "
-                    "objective); give the same ones, or another --output_dir"
+                    f"output_dir: {self.folder} holds another sweep (other keys, space, seeds, workers, "
+                    "sampler or objective); give the same ones, or another --output_dir"
                 )
             return study
         except UserError:
@@ -90,31 +93,49 @@ class Sweep:
         """How many trials are done, failed ones among them."""
         return sum(trial.state in FINISHED for trial in self.study.trials)
 
-    def step(self):
-        """One trial to its end: one that was begun, or a new one; returns a line about it.
+    def batch(self):
+        """`workers` trials to their ends, at once; returns a line about each.
+
+        They are those that were begun, or new ones. What is tried depends on earlier batches only: all trials
+        of a batch have their values before the first one runs.
 
         Raises:
-            child.Stopped: a signal came; the trial goes on in the next sweep.
+            child.Stopped: a signal came; the trials go on in the next sweep.
         """
+        trials = self._trials_of_batch()
+        values = [{name: self._suggest(trial, name) for name in self.space} for trial in trials]
+        with child.Group() as group, ThreadPoolExecutor(len(trials)) as threads:
+            shares = child.shares(self.options.workers)
+            ends = list(
+                threads.map(functools.partial(self._end, group), trials, values, shares[: len(trials)])
+            )
+        lines = []
+        for trial, of_trial, (value, failure) in zip(trials, values, ends, strict=True):
+            shown = ", ".join(f"{name} {_shown(value)}" for name, value in of_trial.items())
+            if failure:
+                trial.set_user_attr("error", failure)
+                self.study.tell(trial, state=TrialState.FAIL)
+                lines.append(f"trial {trial.number}: {shown}: failed: {failure}")
+            else:
+                self.study.tell(trial, value)
+                lines.append(f"trial {trial.number}: {shown}: {self.options.objective} {value:.4f}")
+        return lines
+
+    def _trials_of_batch(self):
+        """Optuna's Trials of the batch that is not finished, or of the next one; new ones are asked for."""
         waiting = self.unfinished()
-        if waiting:
-            frozen = self.study.trials[waiting[0]]
-            trial = optuna.trial.Trial(self.study, frozen._trial_id)
-        else:
-            trial = self.study.ask()
-        values = {name: self._suggest(trial, name) for name in self.space}
-        shown = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in values.items()
-        )
+        first = waiting[0] if waiting else len(self.study.trials)
+        end = (first // self.options.workers + 1) * self.options.workers
+        begun = [optuna.trial.Trial(self.study, self.study.trials[n]._trial_id) for n in waiting]
+        new = range(len(self.study.trials), min(end, self.options.trials))
+        return begun + [self.study.ask() for _ in new]
+
+    def _end(self, group, trial, values, cores):
+        """(the objective of a trial, None), or (None, the line it failed with)."""
         try:
-            value = self._run(trial.number, values)
+            return self._run(trial.number, values, functools.partial(group.run, cores=cores)), None
         except TrialFailed as failure:
-            trial.set_user_attr("error", str(failure))
-            self.study.tell(trial, state=TrialState.FAIL)
-            return f"trial {trial.number}: {shown}: failed: {failure}"
-        self.study.tell(trial, value)
-        return f"trial {trial.number}: {shown}: {self.options.objective} {value:.4f}"
+            return None, str(failure)
 
     def _suggest(self, trial, name):
         """The value of one key; seeded by trial and key: an interruption between two changes nothing."""
@@ -126,13 +147,13 @@ class Sweep:
         suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
         return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
 
-    def _run(self, number, values):
-        """The objective of a trial: the mean over its seeds."""
+    def _run(self, number, values, start):
+        """The objective of a trial: the mean over its seeds. start: runs a command."""
         found = []
         for seed in range(self.options.seeds):
             folder = self.run_folder(number, seed)
             if not (folder / "result.json").is_file():
-                self._train(folder, seed, values)
+                self._train(folder, seed, values, start)
             found.append(self._objective(folder))
         return statistics.mean(found)
 
@@ -140,7 +161,7 @@ class Sweep:
         """The folder of one run of a trial."""
         return self.folder / f"trial-{number:04d}" / f"seed-{seed}"
 
-    def _train(self, folder, seed, values):
+    def _train(self, folder, seed, values, start):
         words = ["train.py", *self.words, *(f"--{name}={_word(value)}" for name, value in values.items())]
         words += [f"--seed={seed}", f"--output_dir={folder}", "--report=false"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +169,7 @@ class Sweep:
         while True:
             resume = ["--resume=true"] if list((folder / "checkpoints").glob("step-*.ckpt")) else []
             with open(folder / "printed.log", "w+", encoding="utf-8", errors="replace") as output:
-                status = child.run([*words, *resume], output)
+                status = start([*words, *resume], output)
                 output.seek(0)
                 errors = [line for line in output if line.startswith("error: ")]
             if status == 0:
@@ -217,6 +238,10 @@ def write_winner(path, words, values, line):
     content = {**overlay, **given, **values, "output_dir": "outputs/winner"}
     text = yaml.safe_dump(content, sort_keys=False)
     Path(path).write_text(f"# {line}\n{text}", encoding="utf-8")
+
+
+def _shown(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _word(value):
