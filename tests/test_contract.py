@@ -209,8 +209,15 @@ def test_log_line_is_one_line_for_each_phase(run):
         assert line and "\n" not in line
 
 
-@pytest.mark.parametrize("batch_size", [None, 3], ids=["free batch", "batch of 3"])
-@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+@pytest.mark.parametrize(
+    "file_format, batch_size",
+    [
+        pytest.param("MINDIR", None, id="MINDIR-free batch"),
+        pytest.param("MINDIR", 3, id="MINDIR-batch of 3", marks=pytest.mark.thorough),
+        pytest.param("ONNX", None, id="ONNX-free batch", marks=pytest.mark.thorough),
+        pytest.param("ONNX", 3, id="ONNX-batch of 3"),
+    ],
+)
 def test_export_reloads_to_the_same_logits(run, file_format, batch_size, tmp_path):
     images = some_images(run, 6)
     network = evaluated(run)

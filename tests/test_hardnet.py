@@ -64,7 +64,9 @@ def test_lines_that_users_grep():
     assert Method.accuracy_lines({"val": 1 / 3}, {}) == ["accuracy:{'acc':0.333333}"]
 
 
-@pytest.mark.parametrize(("variant", "size"), [("39ds", 64), ("85", 70)])
+@pytest.mark.parametrize(
+    ("variant", "size"), [("39ds", 64), pytest.param("85", 70, marks=pytest.mark.thorough)]
+)
 def test_dropout_masks_fit_the_network(variant, size):
     network = hardnet(variant, 4, image_size=size)
     assert [rate for _, rate in network.masks] == {"39ds": [0.05], "85": [0.1, 0.2]}[variant]

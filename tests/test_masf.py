@@ -185,10 +185,10 @@ def adam_first(gradient, lr):
 
 CASES = [
     ("first", 2.0, "graph", {}),
-    ("second", 2.0, "graph", {}),
+    pytest.param("second", 2.0, "graph", {}, marks=pytest.mark.thorough),
     ("second", 0.05, "graph", {}),  # most tensors are clipped: the clipping's Jacobian counts
-    ("second", 0.05, "pynative", {}),
-    ("first", 2.0, "graph", {"inner_gradient": "sum"}),
+    pytest.param("second", 0.05, "pynative", {}, marks=pytest.mark.thorough),
+    pytest.param("first", 2.0, "graph", {"inner_gradient": "sum"}, marks=pytest.mark.thorough),
     # At this rate the step is as long as above, and some tensors are clipped, others not.
     ("second", 2.0, "graph", {"inner_gradient": "sum", "inner_lr": 0.1}),
 ]
@@ -320,7 +320,7 @@ def test_the_network_starts_as_deepalls(place):
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.thorough)])
 def test_it_learns_the_source_domains(place, order):
     cell = build(tiny_config("masf", train_iterations=60, dropout=0, meta_order=order), place)
     logged = train(cell)
@@ -378,7 +378,7 @@ def largest_difference(before, after, statistics):
     return max(differences)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", [pytest.param("first", marks=pytest.mark.thorough), "second"])
 def test_running_statistics_are_those_of_the_task_pass(place, order):
     """At the start weights: neither of the pass at the moved ones, nor of that for second derivatives."""
     settings = settings_of(network="dann", meta_order=order, gradients_clip_value=100.0)
@@ -412,7 +412,13 @@ def test_frozen_batch_normalisation_keeps_its_statistics(place):
 
 
 @pytest.mark.parametrize(
-    "level, order", [("O1", "first"), ("O2", "first"), ("O2", "second"), ("O3", "first")]
+    "level, order",
+    [
+        pytest.param("O1", "first", marks=pytest.mark.thorough),
+        ("O2", "first"),
+        pytest.param("O2", "second", marks=pytest.mark.thorough),
+        pytest.param("O3", "first", marks=pytest.mark.thorough),
+    ],
 )
 def test_gradients_in_half_precision_are_float32s_within_its_precision(place, monkeypatch, level, order):
     """Of a smooth network, in which no rounding changes which of several values is the largest."""
