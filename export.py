@@ -62,8 +62,9 @@ def main():
     from src.train_cells import find_method
 
     settings = modelarts.prepare(settings)
-    # An export holds MindSpore's own operators only: take the CPU setting that suits those.
-    place = set_up(settings.replace(cpu_operator=False))
+    # An export holds MindSpore's own operators only: take the CPU setting that suits those. The file is
+    # compared with the network, which must not round more than what runs the file.
+    place = set_up(settings.replace(cpu_operator=False), exact=True)
     run_log.setup()
     method = find_method(settings.method)
     loaded = trained.find(settings, method, "ckpt_file")

@@ -76,9 +76,14 @@ def _refusal(target, device_id):
         with hide_errors():  # its probes print pages
             ms.set_device(target, *(() if device_id is None else (device_id,)))
     except (RuntimeError, ValueError) as error:
-        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")]
-        return lines[0] if lines else type(error).__name__
+        return _reason(error)
     return None
+
+
+def _reason(error):
+    """The first line of MindSpore's error that says something."""
+    lines = [line.strip("- ") for line in str(error).splitlines() if line.strip("- ")]
+    return lines[0] if lines else type(error).__name__
 
 
 def _choose(wanted, device_id):
@@ -90,7 +95,7 @@ def _choose(wanted, device_id):
         # print pages of loader errors.
         if target != "CPU" and not _has_driver(target):
             continue
-        if own is not None:
+        if target != "CPU" and not is_scheduler():
             _check_visible(target, own)
         refusal = _refusal(target, own)
         if refusal is None:
@@ -109,17 +114,23 @@ def _choose(wanted, device_id):
 
 
 def _check_visible(target, device_id):
-    """UserError where the variable that limits the visible devices leaves none of this number."""
+    """UserError where the variable that limits the visible devices leaves none of this number.
+
+    device_id: None for a process of msrun, which gets the device of its number on its host.
+    """
     variable = VISIBLE[target]
     if variable not in os.environ:
         return
     listed = [name.strip() for name in os.environ[variable].split(",")]
-    # As the drivers read it: what follows the first invalid entry does not count.
-    cut = next((index for index, name in enumerate(listed) if name in ("", "-1")), len(listed))
-    if device_id >= cut:
+    # As the drivers read it: what follows the first invalid entry, or one given before, does not count.
+    invalid = (index for index, name in enumerate(listed) if name in ("", "-1", *listed[:index]))
+    cut = next(invalid, len(listed))
+    number = os.environ.get("DEVICE_ID", "") if device_id is None else str(device_id)
+    if number.isdigit() and int(number) >= cut:
         left = f"leaves devices 0 to {cut - 1}, counted anew" if cut else "leaves no device"
+        what = "device_id:" if device_id is not None else f"process {number} of this host needs device"
         raise UserError(
-            f"device_id: {device_id}, but {variable}={os.environ[variable]} {left}; change one of the two"
+            f"{what} {number}, but {variable}={os.environ[variable]} {left}; change one of the two"
         )
 
 
@@ -147,20 +158,22 @@ def _distribute(target):
     try:
         init(COLLECTIVES[target].lower())
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"could not join the other processes over {COLLECTIVES[target]}: {first}") from error
+        raise UserError(
+            f"could not join the other processes over {COLLECTIVES[target]}: {_reason(error)}"
+        ) from error
     return get_rank(), get_group_size()
 
 
-def setup(config, prepare_cpu):
+def setup(config, prepare_cpu, exact=False):
     """Choose the device, seed everything, join the other processes; call once, before any network is built.
 
     Args:
         prepare_cpu: function (config, whether this is one of several processes) -> one line; called on a
             CPU, it makes the settings of operators. `src.setup.place.set_up` passes this project's.
+        exact: whether convolutions must be of float32 throughout, see `_round_nothing`.
 
     Raises:
-        UserError: the device asked for is not there, or the other processes can't be joined.
+        UserError: the device asked for is not there or can't be used, or the other processes can't be joined.
     """
     import mindspore as ms
 
@@ -168,10 +181,51 @@ def setup(config, prepare_cpu):
     target, notes = _choose(config.device_target, config.device_id)
     if target == "CPU" and not is_scheduler():
         notes = (*notes, prepare_cpu(config, _launched()))
+    if exact:
+        _round_nothing(target)
     rank, world = _distribute(target)
+    if target != "CPU":
+        _begin(target, config.device_id)
     if world > 1:
         notes = (*notes, f"process {rank} of {world} over {COLLECTIVES[target]}")
     return Device(target, rank, world, notes)
+
+
+def _round_nothing(target):
+    """Let convolutions on this device keep float32; before the first operator.
+
+    Unless told otherwise, those on a GPU round their inputs to TF32 and those on Ascend to HF32, both of 10
+    bits. That is good for training, but two programs that compute one network then differ in the third digit.
+    """
+    import mindspore as ms
+
+    if target == "GPU":
+        ms.device_context.gpu.op_precision.conv_allow_tf32(False)
+    elif target == "Ascend":
+        ms.device_context.ascend.op_precision.conv_allow_hf32(False)
+
+
+def _begin(target, device_id):
+    """Run one operator: only that shows whether the device is there. MindSpore takes any number before.
+
+    Raises:
+        UserError: it can't be used.
+    """
+    number = os.environ.get("DEVICE_ID", device_id) if _launched() else device_id
+    try:
+        with hide_errors():
+            _first_operator()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"device_id: {target} {number} can't be used ({_reason(error)}); give the number of a device "
+            "that this machine has, counted from 0, or see whether another program holds it"
+        ) from error
+
+
+def _first_operator():
+    import mindspore as ms
+
+    (ms.Tensor([1.0], ms.float32) + 1.0).asnumpy()
 
 
 def gradient_reducer(parameters, device):

@@ -5,7 +5,7 @@ import pytest
 from model_utils import device
 from model_utils.errors import UserError
 from tests import helpers
-from tests.device_double import DeviceDouble
+from tests.device_double import DeviceDouble, launched
 
 VISIBLE = device.VISIBLE
 
@@ -43,7 +43,8 @@ def test_device_id_counts_the_visible_devices(monkeypatch, target):
 
 @pytest.mark.parametrize("target", ("GPU", "Ascend"))
 @pytest.mark.parametrize(
-    "visible, left", [("6,4", "devices 0 to 1"), ("", "no device"), ("1,-1,2", "0 to 0")]
+    "visible, left",
+    [("6,4", "devices 0 to 1"), ("", "no device"), ("1,-1,2", "0 to 0"), ("1,1,2", "0 to 0")],
 )
 def test_an_id_beyond_the_visible_devices_is_one_line(monkeypatch, target, visible, left):
     with pytest.raises(UserError, match=f"device_id: 2, but {VISIBLE[target]}={visible} leaves .*{left}"):
@@ -54,7 +55,7 @@ def test_an_id_beyond_the_visible_devices_is_one_line(monkeypatch, target, visib
 @pytest.mark.parametrize("rank", (0, 3))
 def test_each_process_of_msrun_has_its_own_device(monkeypatch, target, rank):
     machine = DeviceDouble(**{target: 8})
-    several = {"MS_WORKER_NUM": "4", "MS_ROLE": "MS_WORKER", "RANK_ID": str(rank), VISIBLE[target]: "4,5,6,7"}
+    several = {**launched(4, local_rank=rank), VISIBLE[target]: "4,5,6,7"}
     place = set_up(monkeypatch, machine, several, device_id=1)
     assert (place.target, place.rank, place.world) == (target, rank, 4)
     assert machine.physical == (target, 4 + rank)

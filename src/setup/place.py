@@ -4,9 +4,12 @@ from model_utils import device
 from src import ops
 
 
-def set_up(config):
-    """The Device of this process; call once, before any network is built. Raises as `device.setup` does."""
-    return device.setup(config, _prepare_cpu)
+def set_up(config, exact=False):
+    """The Device of this process; call once, before any network is built. Raises as `device.setup` does.
+
+    exact: whether its convolutions must be of float32 throughout, for comparison with another program.
+    """
+    return device.setup(config, _prepare_cpu, exact)
 
 
 def _prepare_cpu(config, one_of_several):
