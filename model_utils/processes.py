@@ -107,6 +107,7 @@ class Watch:
         self.workers = {}
         self.scheduler = None
         self.first_failed = None  # the worker whose failure ended the run
+        self.named = None  # process id of the one that msrun saw fail first
         self.signal = None
         self.signals = 0
         self.deadline = None
@@ -233,6 +234,9 @@ class Watch:
         well = self._all_ended() and self.first_failed is None and self.signal is None
         while well and not self.alone and self.msrun.poll() is None and self.signal is None:
             time.sleep(POLL_SECONDS)  # this host's scheduler may still serve the others
+        # Now, before msrun sees the end of those that are killed here.
+        named = re.search(r"Worker process (\d+) exit with exception", self._said())
+        self.named = int(named.group(1)) if named else None
         left = [worker.process for worker in self.workers.values()]
         with contextlib.suppress(psutil.NoSuchProcess):
             left += [self.tree, *self.tree.children(recursive=True)]
@@ -260,8 +264,7 @@ class Watch:
         failed = [w for w in self.workers.values() if w.status and w.status not in stopped]
         if self.first_failed in failed and self.first_failed.status == -signal.SIGKILL:
             # msrun kills the others once one has failed, and says which one that was.
-            named = re.search(r"Worker process (\d+) exit with exception", self._said())
-            self.first_failed = self.workers.get(int(named.group(1)) if named else 0, self.first_failed)
+            self.first_failed = self.workers.get(self.named, self.first_failed)
         if self.first_failed is self.scheduler and self.scheduler is not None:
             return next((w for w in failed if w.error()), self.scheduler)
         if self.first_failed not in failed:
