@@ -64,6 +64,9 @@ def parse(argv):
     parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
     parser.add_argument("--sweep_seed", type=int, default=0, help="of the sampler (default 0)")
     parser.add_argument("--objective", default="information", help="the rule that the sampler follows")
+    parser.add_argument(
+        "--prune", choices=("true", "false"), default="false", help="stop trials whose objective is poor"
+    )
     parser.add_argument("--oracle", choices=("true", "false"), default="false")
     parser.add_argument("--by", default="ensv", metavar="RULE", help="the rule that chooses at the end")
     parser.add_argument("--version", action="version", version=model_utils.named_version())
@@ -85,6 +88,10 @@ def prepare(options, words):
     if settings is None:
         raise UserError("help and version: ask train.py for those of its keys")
     study.check_objective(options.objective, options.oracle == "true")
+    if options.prune == "true" and options.objective == study.TARGET:
+        raise UserError(
+            f"prune: trials are stopped by rules without labels; objective {study.TARGET} is none"
+        )
     selection.find(options.by)
     found = space.read(options.space, settings.keys)
     both = [name for name in found if name in given]

@@ -43,13 +43,14 @@ class Group:
         for process in list(self.processes):
             process.send_signal(number)
 
-    def run(self, words, output=None, cores=None):
+    def run(self, words, output=None, cores=None, until=None):
         """Run `python` with these words in the repository's root; returns its exit status.
 
         Args:
             words: e.g. ["train.py", "--seed=1"].
             output: a file opened for writing that gets what it prints; None: the caller's.
             cores: set of processors it keeps to; None: all that the caller has.
+            until: called twice a second; once it returns True, the command gets SIGTERM.
 
         Raises:
             Stopped: a signal came before it was started.
@@ -76,9 +77,21 @@ class Group:
         self.processes.append(process)
         if self.received:  # between the question and the start
             process.send_signal(self.received[0])
-        status = process.wait()
+        told = False
+        while (status := _ended(process)) is None:
+            if until and not told and until():
+                told = True
+                process.send_signal(signal.SIGTERM)
         self.processes.remove(process)
         return status
+
+
+def _ended(process):
+    """The exit status of a process, None if it still runs after half a second."""
+    try:
+        return process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end_with_parent():

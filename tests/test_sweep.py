@@ -1,10 +1,12 @@
 """Sweeps: what may be tried, how they go on after a kill, and what they refuse."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from helpers import ROOT, command, environment, fails, refused, succeeded
 
 import sweep
+from model_utils import child, config
 from src.setup import settings as experiment
 from src.sweeps import space, study
 
@@ -145,9 +148,58 @@ def first_two(seed):
     return found
 
 
+def pretended(group, words, output=None, cores=None, until=None):
+    """In the place of child.Group.run: a run of three evaluations whose rule is as high as its rate."""
+    given = config.read_arguments(words[1:])
+    folder = Path(given["output_dir"])
+    rows = [
+        {"kind": "selection", "step": n, "steps": 3, "information": float(given["lr"]) + n} for n in (1, 2, 3)
+    ]
+    for row in rows:
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(row) + "\n")
+        if until and until():
+            return 143
+    (folder / "result.json").write_text(json.dumps({"selection": {"information": rows[-1]["information"]}}))
+    return 0
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_poor_trials_end_early_and_an_interruption_changes_nothing(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(child.Group, "run", pretended)
+    options, given = sweep.parse(words(tmp_path, "--prune=true", f"--workers={workers}", trials=15))
+    given, tried = sweep.prepare(options, given)
+
+    def ends(folder, stops):
+        made = 0
+        folder.mkdir()
+        found = study.Sweep(folder, given, tried, options)
+        while found.finished() < options.trials:
+            if made in stops:  # as if it was killed after the ends were kept, before one of them counted
+                with monkeypatch.context() as patch:
+                    patch.setattr(optuna.study.Study, "tell", lambda *_, **__: 1 / 0)
+                    with pytest.raises(ZeroDivisionError):
+                        found.batch()
+                found = study.Sweep(folder, given, tried, options)
+            found.batch()
+            made += 1
+        return [(t.number, t.state.name, t.params, t.values) for t in found.study.trials]
+
+    whole = ends(tmp_path / "whole", ())
+    states = [state for _, state, _, _ in whole]
+    assert states[:5] == ["COMPLETE"] * 5 and "PRUNED" in states
+    rates = {state: [params["lr"] for _, s, params, _ in whole if s == state] for state in set(states)}
+    assert max(rates["PRUNED"]) < max(rates["COMPLETE"])
+    assert not (
+        tmp_path / "whole" / f"trial-{states.index('PRUNED'):04d}" / "seed-0" / "result.json"
+    ).exists()
+    assert ends(tmp_path / "cut", (1, 3)) == whole
+
+
 @pytest.mark.parametrize(
     "more, parts",
     (
+        (["--prune=true", "--objective=target_accuracy", "--oracle=true"], ["prune"]),
         (["--objective=target_accuracy"], ["--oracle true"]),
         (["--by=luck"], ["no rule"]),
         (["--seed=3"], ["a sweep sets this"]),

@@ -4,6 +4,7 @@ What is tried next is a function of the sweep's seed, the trial's number and the
 was killed goes on with the trial it was in, and ends as one that was not.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -23,12 +24,13 @@ from model_utils import child, config
 from model_utils.errors import UserError
 from src import selection
 from src.selection import pool as pools
+from src.sweeps import pruning
 
-STORAGE, ABOUT = "sweep.db", "about"
+STORAGE, ABOUT, END = "sweep.db", "about", "end"  # the latter two: attributes of study and trial
 TARGET = "target_accuracy"  # the objective that needs --oracle true
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-OF_A_SWEEP = ("seeds", "workers", "sampler", "objective", "sweep_seed")
-FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+OF_A_SWEEP = ("seeds", "workers", "sampler", "objective", "prune", "sweep_seed")
+FINISHED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 PATIENCE = 60  # seconds that a run left over from a killed sweep gets to end
 
 
@@ -39,7 +41,7 @@ class Sweep:
         folder: of the sweep; trials are in folder/trial-0000/seed-0.
         words: of every train.py, e.g. ["--config=configs/dann.yaml"].
         space: {key: optuna distribution}.
-        options: has `trials`, `seeds`, `workers`, `sampler`, `objective` and `sweep_seed`.
+        options: has `trials` and OF_A_SWEEP.
 
     Raises:
         UserError: the folder's storage is damaged, or of another sweep.
@@ -69,7 +71,7 @@ class Sweep:
             elif before != self.about:
                 raise UserError(
                     f"output_dir: {self.folder} holds another sweep (other keys, space, seeds, workers, "
-                    "sampler or objective); give the same ones, or another --output_dir"
+                    "sampler, objective or pruning); give the same ones, or another --output_dir"
                 )
             return study
         except UserError:
@@ -109,17 +111,23 @@ class Sweep:
             ends = list(
                 threads.map(functools.partial(self._end, group), trials, values, shares[: len(trials)])
             )
-        lines = []
-        for trial, of_trial, (value, failure) in zip(trials, values, ends, strict=True):
-            shown = ", ".join(f"{name} {_shown(value)}" for name, value in of_trial.items())
-            if failure:
-                trial.set_user_attr("error", failure)
-                self.study.tell(trial, state=TrialState.FAIL)
-                lines.append(f"trial {trial.number}: {shown}: failed: {failure}")
-            else:
-                self.study.tell(trial, value)
-                lines.append(f"trial {trial.number}: {shown}: {self.options.objective} {value:.4f}")
-        return lines
+        # All ends are kept before the first one counts: no trial is judged by others of its batch.
+        for trial, end in zip(trials, ends, strict=True):
+            trial.set_user_attr(END, dataclasses.asdict(end))
+        return [self._tell(trial, *pair) for trial, *pair in zip(trials, values, ends, strict=True)]
+
+    def _tell(self, trial, values, end):
+        """Note how a trial ended; returns a line about it."""
+        shown = ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
+        if end.state == TrialState.COMPLETE.name:
+            known = self.study.trials[trial.number].intermediate_values
+            curve = pruning.curve(self.run_folder(trial.number, 0), self.options.objective)
+            for step in sorted(curve.keys() - known.keys()):
+                trial.report(curve[step], step)
+            self.study.tell(trial, end.value)
+            return f"trial {trial.number}: {shown}: {self.options.objective} {end.value:.4f}"
+        self.study.tell(trial, state=TrialState[end.state])
+        return f"trial {trial.number}: {shown}: {end.line}"
 
     def _trials_of_batch(self):
         """Optuna's Trials of the batch that is not finished, or of the next one; new ones are asked for."""
@@ -131,11 +139,17 @@ class Sweep:
         return begun + [self.study.ask() for _ in new]
 
     def _end(self, group, trial, values, cores):
-        """(the objective of a trial, None), or (None, the line it failed with)."""
+        """Run a trial; its End."""
+        if known := trial.user_attrs.get(END):
+            return End(**known)
+        watch = pruning.Watch(self.study, self.options.objective) if self.options.prune == "true" else None
+        start = functools.partial(group.run, cores=cores)
         try:
-            return self._run(trial.number, values, functools.partial(group.run, cores=cores)), None
+            return End(TrialState.COMPLETE.name, self._run(trial.number, values, start, watch))
+        except pruning.Pruned as pruned:
+            return End(TrialState.PRUNED.name, line=str(pruned))
         except TrialFailed as failure:
-            return None, str(failure)
+            return End(TrialState.FAIL.name, line=f"failed: {failure}")
 
     def _suggest(self, trial, name):
         """The value of one key; seeded by trial and key: an interruption between two changes nothing."""
@@ -147,13 +161,15 @@ class Sweep:
         suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
         return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
 
-    def _run(self, number, values, start):
-        """The objective of a trial: the mean over its seeds. start: runs a command."""
+    def _run(self, number, values, start, watch):
+        """The objective of a trial: the mean over its seeds. start: runs a command; watch: for pruning."""
         found = []
         for seed in range(self.options.seeds):
             folder = self.run_folder(number, seed)
             if not (folder / "result.json").is_file():
-                self._train(folder, seed, values, start)
+                self._train(folder, seed, values, start, watch and watch.of(folder))
+            if watch:
+                watch.judge(folder)
             found.append(self._objective(folder))
         return statistics.mean(found)
 
@@ -161,7 +177,7 @@ class Sweep:
         """The folder of one run of a trial."""
         return self.folder / f"trial-{number:04d}" / f"seed-{seed}"
 
-    def _train(self, folder, seed, values, start):
+    def _train(self, folder, seed, values, start, until):
         words = ["train.py", *self.words, *(f"--{name}={_word(value)}" for name, value in values.items())]
         words += [f"--seed={seed}", f"--output_dir={folder}", "--report=false"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,10 +185,10 @@ class Sweep:
         while True:
             resume = ["--resume=true"] if list((folder / "checkpoints").glob("step-*.ckpt")) else []
             with open(folder / "printed.log", "w+", encoding="utf-8", errors="replace") as output:
-                status = start([*words, *resume], output)
+                status = start([*words, *resume], output, until=until)
                 output.seek(0)
                 errors = [line for line in output if line.startswith("error: ")]
-            if status == 0:
+            if status == 0 or (until and until()):
                 return
             last = errors[-1].removeprefix("error: ").strip() if errors else f"status {status}"
             if "another run is writing" not in last or time.monotonic() - begun > PATIENCE:
@@ -199,7 +215,7 @@ class Sweep:
     def failures(self):
         """{trial's number: its one line}."""
         failed = (trial for trial in self.study.trials if trial.state == TrialState.FAIL)
-        return {trial.number: trial.user_attrs.get("error", "") for trial in failed}
+        return {trial.number: trial.user_attrs[END]["line"] for trial in failed}
 
     def values(self, number):
         """{key: value} of a trial."""
@@ -209,6 +225,15 @@ class Sweep:
 def seed_of(sweep_seed, number, name):
     """The sampler's seed for one key of one trial."""
     return zlib.crc32(f"{sweep_seed} {number} {name}".encode())
+
+
+@dataclasses.dataclass
+class End:
+    """How a trial ended: the name of its Optuna state, its objective, or a line that says why it has none."""
+
+    state: str
+    value: float | None = None
+    line: str = ""
 
 
 class TrialFailed(Exception):

@@ -262,7 +262,8 @@ class Run:
         self.accuracies = accuracies
         if self.probe and self.device.is_main:
             self.judged = self.probe.measure()
-            metrics.write("selection", self.step, self.judged, phase=phase.name, seconds=self.seconds())
+            about = {"phase": phase.name, "seconds": self.seconds(), "steps": self.total_steps}
+            metrics.write("selection", self.step, self.judged, **about)
 
     def result(self):
         """The content of result.json."""
