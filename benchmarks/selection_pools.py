@@ -12,8 +12,9 @@ A pool is as many random trials of sweep.py as --trials says:
 
 The digits are in --digits, in the folders mnist, mnist_m and usps. Prints, for each rule, the regret in
 points (best minus chosen; mean and worst over the pools), the mean rank correlation with target accuracy, and
-how often the choice lay in the worst quarter. A sweep that is there already is not repeated. --save adds the
-pools to those in benchmarks/results/selection.json, which docs/results.md shows, and prints figures over all.
+how often the choice lay in the worst quarter; for each pool also the share of a run's time that measuring the
+rules took, the median over its runs. A sweep that is there already is not repeated. --save adds the pools to
+those in benchmarks/results/selection.json, which docs/results.md shows, and prints figures over all.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import children
-from model_utils import cli, config
+from model_utils import cli, config, run_log
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
@@ -83,7 +84,19 @@ def judge(folders):
     rules = {name: pool.judged(name) for name in pool.table}
     for judged in rules.values():
         judged["chosen"] = "/".join(Path(judged["chosen"]).parts[-3:])
-    return {"accuracies": [round(value, 2) for value in pool.accuracies], "rules": rules}
+    shares = statistics.median(time_share(run) for run in runs)
+    accuracies = [round(value, 2) for value in pool.accuracies]
+    return {"accuracies": accuracies, "time_share": round(shares, 4), "rules": rules}
+
+
+def time_share(run):
+    """The share of a run's time that measuring the rules took, in [0, 1]."""
+    rows = run_log.read_metrics(run / "metrics.jsonl")
+    at = {
+        kind: {r["step"]: r["seconds"] for r in rows if r["kind"] == kind} for kind in ("test", "selection")
+    }
+    spent = sum(seconds - at["test"][step] for step, seconds in at["selection"].items())
+    return spent / json.loads((run / "result.json").read_text(encoding="utf-8"))["seconds"]
 
 
 def table(found):
@@ -107,11 +120,15 @@ def table(found):
 
 def pool_lines(found):
     """Lines of a Markdown table of the pools themselves."""
-    lines = ["| pool | runs | worst | median | best (oracle) |", "|---|---|---|---|---|"]
+    heads = ("pool", "runs", "worst", "median", "best (oracle)", "share of time")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, pool in found.items():
         values = pool["accuracies"]
         shown = (min(values), statistics.median(values), max(values))
-        lines.append(f"| {name} | {len(values)} | {' | '.join(f'{value:.2f}' for value in shown)} |")
+        share = f"{100 * pool['time_share']:.1f} %" if "time_share" in pool else "–"
+        lines.append(
+            f"| {name} | {len(values)} | {' | '.join(f'{value:.2f}' for value in shown)} | {share} |"
+        )
     return lines
 
 
