@@ -15,7 +15,7 @@ from model_utils.errors import UserError
 from src.networks.pretrained import load_initial
 from src.setup import settings as experiment
 from src.train_cells import find_method
-from src.training.trainer import Phase
+from src.training.contract import Phase
 
 Method = find_method("hardnet")
 

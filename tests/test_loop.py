@@ -21,7 +21,8 @@ from model_utils.device import Device
 from model_utils.errors import UserError
 from src.evaluation.evaluate import Evaluator
 from src.training import loop
-from src.training.trainer import Phase, Trainer
+from src.training.contract import Phase
+from src.training.trainer import Trainer
 
 
 class Batches:

@@ -1,7 +1,7 @@
 """The methods, found by their names: one module of this package each, which holds a class `Method`.
 
-`Method` is a subclass of `src.training.trainer.Trainer`; that file says what it defines. Nothing else in the
-repository knows how many methods there are.
+`Method` is a subclass of `src.training.trainer.Trainer`; src/training/contract.py says what it defines.
+Nothing else in the repository knows how many methods there are.
 """
 
 import difflib

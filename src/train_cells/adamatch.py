@@ -15,7 +15,7 @@ from model_utils.key import Key
 from src.data import augment
 from src.losses.adamatch import AdaMatchLoss
 from src.training import trainer
-from src.training.trainer import Phase
+from src.training.contract import Phase
 
 
 def ramp(step, steps):

@@ -27,9 +27,9 @@ from src.losses.adversarial import PretrainLoss
 from src.losses.mapping import TERMS, AdaptLoss, Discriminator, WarmUpLoss
 from src.training import trainer
 from src.training.batch_norm import has_batch_norm
+from src.training.contract import Phase
 from src.training.optim import copy_weights
 from src.training.schedules import reversal_strength
-from src.training.trainer import Phase
 
 log = logging.getLogger("run")
 

@@ -24,9 +24,9 @@ from src.losses.virtual_adversarial import VirtualAdversary
 from src.networks.heads import DomainHead
 from src.training import trainer
 from src.training.averaging import Average, Trainable
+from src.training.contract import Phase
 from src.training.optim import copy_weights, set_learning_rate
 from src.training.schedules import reversal_strength
-from src.training.trainer import Phase
 
 # The averaged teacher starts from a trained network, so its average need not be short at first (Average).
 STEPS_BEFORE = 1000

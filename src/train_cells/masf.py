@@ -42,9 +42,9 @@ from src.losses.metric import MetricNetwork
 from src.ops import accelerate
 from src.training import optim, trainer
 from src.training.batch_norm import statistics
+from src.training.contract import Phase
 from src.training.optim import adam, set_learning_rate
 from src.training.precision import share_parameters
-from src.training.trainer import Phase
 
 
 class Method(trainer.Trainer):

@@ -13,7 +13,7 @@ from src.losses.adversarial import both_logits
 from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.losses.confusion import class_confusion, information_loss
 from src.training import trainer
-from src.training.trainer import Phase
+from src.training.contract import Phase
 
 
 class ConfusionLoss(nn.Cell):

@@ -18,7 +18,8 @@ from model_utils.key import Key
 from src.losses.classification import cross_entropy
 from src.losses.confusion import information_loss
 from src.training import trainer
-from src.training.trainer import Phase, freeze
+from src.training.contract import Phase
+from src.training.trainer import freeze
 
 
 def centroid_labels(features, probabilities, rounds=2):
