@@ -1,5 +1,6 @@
 """Commands of this repository side by side, each on a share of the cores."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,30 @@ def run(words, folder, cores):
     if status:
         line = " ".join(["python", *words])
         raise UserError(f"{line} left with status {status}; see {folder / 'printed.log'}")
+
+
+def train(words, given, folder, cores):
+    """The content of result.json of a run of train.py, new or finished before.
+
+    Args:
+        words: arguments that say what is trained. given: those that say where things are on this machine.
+        folder: of the run, a Path. cores: set of processors it may use.
+
+    Raises:
+        UserError: it failed, or the folder holds the run of other words.
+    """
+    path, about = folder / "result.json", folder / "command.json"
+    line = " ".join(["python", "train.py", *words])
+    if path.is_file():
+        known = json.loads(about.read_text(encoding="utf-8"))
+        if known != line:
+            raise UserError(f"{folder} holds the run of another command ({known}); give another --folder")
+        return json.loads(path.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    about.write_text(json.dumps(line), encoding="utf-8")
+    resume = ["--resume=true"] if (folder / "checkpoints").is_dir() else []  # it was interrupted
+    run(["train.py", *words, *given, f"--output_dir={folder}", "--report=false", *resume], folder, cores)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def side_by_side(job, tasks, workers):

@@ -47,35 +47,16 @@ def configuration(prefix, method):
 
 
 def run(root, pair, words, folder, cores, blind=False):
-    """The content of result.json of one run, and whether it was there already.
+    """The content of result.json of the run of one pair; see `children.train`.
 
     Args:
-        root: the folder of domains; it is not part of what identifies a command.
-        pair: (source, target).
+        root: the folder of domains. pair: (source, target).
         words: further arguments of train.py.
-        cores: set of processors the run may use.
         blind: whether the method gets no source images.
-
-    Raises:
-        UserError: it failed, or the folder holds the run of another command.
     """
-    path = folder / "result.json"
-    roots = [f"--{side}_image_root={name}" for side, name in zip(("source", "target"), pair, strict=True)]
-    if blind:
-        del roots[0]
-    line = " ".join(["python", "train.py", *words, *roots])
-    if path.is_file():
-        about = json.loads((folder / "command.json").read_text(encoding="utf-8"))
-        if about != line:
-            raise UserError(f"{folder} holds the run of another command ({about}); give another --folder")
-        return json.loads(path.read_text(encoding="utf-8"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.json").write_text(json.dumps(line), encoding="utf-8")
-    full = ["train.py", *words, *roots, f"--dataset_path={root}", f"--output_dir={folder}", "--report=false"]
-    if (folder / "checkpoints").is_dir():
-        full.append("--resume=true")  # it was interrupted
-    children.run(full, folder, cores)
-    return json.loads(path.read_text(encoding="utf-8"))
+    sides = [("source", pair[0]), ("target", pair[1])][blind:]
+    words = [*words, *(f"--{side}_image_root={name}" for side, name in sides)]
+    return children.train(words, [f"--dataset_path={root}"], folder, cores)
 
 
 def everything(arguments, keys):

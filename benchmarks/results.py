@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import pairs, selection_pools
+from benchmarks import left_out, pairs, selection_pools
 from benchmarks.report import spread
 from model_utils import cli
 from model_utils.checkpoint import atomic
@@ -79,7 +79,7 @@ def load(kept=KEPT):
     """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
     groups = {}
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name in (FIGURES, TIMES, pairs.KEPT.name, selection_pools.KEPT.name):
+        if path.name in (FIGURES, TIMES, pairs.KEPT.name, left_out.KEPT.name, selection_pools.KEPT.name):
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
@@ -252,6 +252,14 @@ def _pairs_tables(kept):
     return "\n".join(lines).rstrip()
 
 
+def _left_out_tables(path):
+    """The section on domains left out, on kept features; "" if nothing was kept."""
+    lines = []
+    for title, entry in left_out.kept(path).items():
+        lines += [f"## {title}", "", *left_out.table(entry["runs"]), "", "```", entry["command"], "```", ""]
+    return "\n".join(lines).rstrip()
+
+
 def _selection_table(path):
     """The section on rules of selection; "" if nothing was kept."""
     if not path.is_file():
@@ -289,6 +297,7 @@ def page(kept=KEPT):
         INTRODUCTION,
         *parts,
         _pairs_tables(kept),
+        _left_out_tables(Path(kept) / left_out.KEPT.name),
         _selection_table(Path(kept) / selection_pools.KEPT.name),
         _times_table(kept),
         _figures_table(figures(kept)),
