@@ -11,11 +11,9 @@ import dataclasses
 import ipaddress
 import json
 import re
-import socket
 from pathlib import Path
 
 from model_utils.errors import UserError
-from model_utils.optional import require
 
 MAX_BYTES = 4 * 2**20  # 10,000 devices take 1 MB
 MAX_RANKS = 65536
@@ -42,32 +40,6 @@ class RankTable:
     def ranks(self):
         """The number of processes on all hosts."""
         return sum(len(host.devices) for host in self.hosts)
-
-    def node_rank(self):
-        """The index in `hosts` of the machine this runs on.
-
-        Raises:
-            UserError: no server_id is one of this machine's addresses or names.
-        """
-        here = _names_of_this_machine()
-        for index, host in enumerate(self.hosts):
-            if host.server_id in here:
-                return index
-        servers = ", ".join(host.server_id for host in self.hosts[:4]) + (
-            ", …" if len(self.hosts) > 4 else ""
-        )
-        raise UserError(
-            f"rank table {self.path} has no entry for this host ({', '.join(sorted(here)[:4])}), only for "
-            f"{servers}; correct server_id, or say which entry this is with --node_rank N"
-        )
-
-
-def _names_of_this_machine():
-    interfaces = require("psutil", "to find this machine's addresses").net_if_addrs().values()
-    families = (socket.AF_INET, socket.AF_INET6)
-    addresses = {entry.address for entries in interfaces for entry in entries if entry.family in families}
-    # An IPv6 address on one link carries its interface: fe80::1%eth0.
-    return {address.split("%")[0] for address in addresses} | {socket.gethostname()}
 
 
 def read(path):

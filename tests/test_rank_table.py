@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_utils import rank_table
+from model_utils import hosts, rank_table
 from model_utils.errors import UserError
 
 
@@ -48,9 +48,9 @@ def test_one_host(tmp_path):
 
 
 def test_hosts_come_in_rank_order_and_devices_in_that_of_their_ranks(tmp_path):
-    hosts = rank_table.read(write(tmp_path, table(*TWO))).hosts
-    assert [host.server_id for host in hosts] == ["10.0.0.1", "10.0.0.2"]
-    assert [host.first_rank for host in hosts] == [0, 8]
+    read = rank_table.read(write(tmp_path, table(*TWO))).hosts
+    assert [host.server_id for host in read] == ["10.0.0.1", "10.0.0.2"]
+    assert [host.first_rank for host in read] == [0, 8]
     mixed = rank_table.read(write(tmp_path, table(server("a", (2, 0, 1), (5, 7, 6)))))
     assert mixed.hosts[0].devices == (7, 6, 5)
 
@@ -73,14 +73,14 @@ def test_this_host_is_found_by_address_or_name(tmp_path):
         if entry.family == socket.AF_INET
     ]
     for name in (addresses[0], socket.gethostname()):
-        hosts = server("203.0.113.1", (0, 1)), server(name, (2, 3))
-        assert rank_table.read(write(tmp_path, table(*hosts))).node_rank() == 1
+        servers = server("203.0.113.1", (0, 1)), server(name, (2, 3))
+        names = [host.server_id for host in rank_table.read(write(tmp_path, table(*servers))).hosts]
+        assert hosts.node_rank(names, None) == 1
 
 
 def test_no_entry_for_this_host(tmp_path):
-    read = rank_table.read(write(tmp_path, table(server("203.0.113.1", (0, 1)))))
     with pytest.raises(UserError, match=r"no entry for this host .*only for 203\.0\.113\.1.*--node_rank"):
-        read.node_rank()
+        hosts.node_rank(["203.0.113.1"], None, "rank table a.json")
 
 
 def broken(name, value, where="device"):
