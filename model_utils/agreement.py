@@ -20,7 +20,7 @@ FOLDERS = ("src", "model_utils")
 ENDINGS = (".py", ".cpp", ".h", ".hpp", ".cc")
 LIBRARIES = ("mindspore", "numpy")
 # Keys that each host may set for itself, beside those of paths: they change neither numbers nor messages.
-OWN = {"device_id", "num_parallel_workers", "cache", "download", "experiment", "tensorboard"}
+OWN = {"device_id", "num_parallel_workers", "cache", "download", "experiment", "tensorboard", "resume"}
 
 
 def check(config, device):

@@ -68,7 +68,7 @@ def plan(script, settings, given, own):
         jobs = [Job([sys.executable, *program], environment)]
     elif not several:
         environment |= _processes_environment(script.target, local)
-        meeting = Meeting(own.get("master_addr", LOCAL), _port(own, free=True))
+        meeting = Meeting(own.get("master_addr", LOCAL), chosen_port(own, free=True))
         options = {"worker_num": count, "local_worker_num": count, "master_port": meeting.port}
         if "master_addr" in own:
             options["master_addr"] = meeting.address
@@ -165,14 +165,14 @@ def _processes_environment(target, count):
 
 def _job_of_host(index, names, local, more, environment, script, settings, own):
     """The job of one of several hosts. more: options of msrun besides."""
-    address, port = own.get("master_addr", names[0]), _port(own, free=False)
+    address, port = own.get("master_addr", names[0]), chosen_port(own, free=False)
     options = {"worker_num": local * len(names), "local_worker_num": local, "master_port": port}
     options |= {"master_addr": address, "node_rank": index, **more}
     ranks = range(index * local, (index + 1) * local)
     title = f"host {names[index]}: node_rank {index}, ranks {ranks[0]} to {ranks[-1]}"
     command = _msrun(options, settings, own, [script.program, *_as_arguments(settings)])
     facts = {"hosts": ",".join(names), "processes per host": str(local), "program": script.program}
-    team = Team(names, index, address, port + 1, _patience(own), facts)
+    team = Team(names, index, address, port + 1, patience(own), facts)
     return Job(command, environment, title, ranks, Meeting(address, port, here=index == 0), team)
 
 
@@ -190,7 +190,7 @@ def _with_rank_table(table, script, settings, own):
             jobs.append(_job_of_host(index, names, local, more, environment, script, settings, own))
             continue
         title = f"host {host.server_id}: node_rank 0, ranks 0 to {local - 1}"
-        meeting = Meeting(LOCAL, _port(own, free=True))
+        meeting = Meeting(LOCAL, chosen_port(own, free=True))
         options = {"worker_num": local, "local_worker_num": local, "master_port": meeting.port, **more}
         if local == 1:
             command, environment = [sys.executable, *program], _device_environment("Ascend", host.devices)
@@ -200,7 +200,8 @@ def _with_rank_table(table, script, settings, own):
     return jobs, lambda: hosts.node_rank(names, own.get("node_rank"), f"rank table {table.path}")
 
 
-def _port(own, free):
+def chosen_port(own, free):
+    """The number of --master_port; without it a free one, or that of several hosts."""
     if "master_port" in own:
         text, last = str(own["master_port"]), 65535 if free else 65534
         if not re.fullmatch(r"[0-9]{1,5}", text) or not 1024 <= int(text) <= last:
@@ -214,7 +215,7 @@ def _port(own, free):
         return probe.getsockname()[1]
 
 
-def _patience(own):
+def patience(own):
     """The seconds of --cluster_time_out."""
     wait = str(own.get("cluster_time_out", 600))
     if not re.fullmatch(r"[0-9]{1,6}", wait) or int(wait) == 0:
@@ -230,7 +231,7 @@ def _msrun(options, settings, own, program):
         **options,
         "log_dir": os.path.abspath(ROOT / log_dir),
         "join": True,
-        "cluster_time_out": _patience(own),
+        "cluster_time_out": patience(own),
         "tail_worker_log": options["worker_num"],
     }
     interpreter = [] if (Path(sys.executable).parent / "python").exists() else ["python3"]

@@ -7,24 +7,17 @@ one checks that the others mean the same run. Then every host sends a beat each 
 The first host decides how the run ended, and all hosts say the same line and leave with the same status.
 """
 
-import contextlib
 import dataclasses
-import json
-import socket
 import threading
 import time
 
-from model_utils.errors import UserError, shortened
+from model_utils import agreement, gathering
+from model_utils.wire import SILENCE
 
-GREETING = "launcher of domain adaptation, 1"
-SILENCE = 20.0
 BEAT = 1.0
 FAREWELL = 3.0
-LOOK = 0.3  # between two looks for a signal or for another host
-ASIDE = 5.0  # for a stranger at the port to say who it is
 LAST_SECONDS = 30.0  # for all hosts to end their processes once one has failed
 SIGNALLED_SECONDS = 90.0  # the same after a signal: they save first
-MOST_BYTES = 65536  # of a message
 FINE = (0, *range(128, 256))  # exit statuses that leave the other hosts alone: done, or stopped by a signal
 
 
@@ -40,57 +33,22 @@ class Outcome:
     follows: bool = False
 
 
-class Wire:
-    """One connection; messages are dicts."""
-
-    def __init__(self, connection):
-        self.connection, self.rest, self.lock = connection, b"", threading.Lock()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def send(self, **message):
-        """Send it; False if the connection is gone."""
-        with self.lock, contextlib.suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-            return True
-        return False
-
-    def read(self, seconds):
-        """The next message, None at the end of the connection; TimeoutError after `seconds` of silence."""
-        self.connection.settimeout(seconds)
-        while b"\n" not in self.rest:
-            if len(self.rest) > MOST_BYTES:
-                raise ValueError("no message")
-            part = self.connection.recv(4096)
-            if not part:
-                return None
-            self.rest += part
-        line, self.rest = self.rest.split(b"\n", 1)
-        message = json.loads(line)
-        if not isinstance(message, dict):
-            raise ValueError("no message")
-        return message
-
-    def close(self):
-        """End it for both sides."""
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
-
-
 class Link:
-    """This host's side. `meet` first; then `failing`, `signalled` and `conclude` as the processes go.
+    """This host's side. `meet` and `keep` first; then `failing`, `signalled`, `conclude` as the processes go.
 
     Attributes:
         stopping: whether the processes must end because of another host.
         verdict: the Outcome of the whole run, once it is known.
+        word: what the first host said when they met.
+        wires: {node_rank: Wire} of all others on the first host, of the first on the others.
     """
 
     def __init__(self, team):
         self.team = team
         self.first = team.node_rank == 0
-        self.stopping, self.verdict = False, None
+        self.stopping, self.verdict, self.word = False, None, None
         self._listeners = []
-        self._wires = {}  # {node: Wire}: all others on the first host, the first on the others
+        self.wires = {}
         self._outcomes = {}
         self._failing = []  # nodes in the order in which the first host heard of their failure
         self._signals, self._since = [], None
@@ -98,139 +56,38 @@ class Link:
 
     # Before the start
 
-    def meet(self, stopped):
+    def meet(self, stopped, word=None):
         """Wait for the other hosts; returns whether they are there: not, once `stopped()` is true.
+
+        `word`: what the first host tells the others, as JSON; they have it as `self.word`.
 
         Raises:
             UserError: one did not come within `team.patience`, or means another run; all hosts that are
                 there say the same.
         """
-        if not (self._gather(stopped) if self.first else self._join(stopped)):
+        if self.first:
+            found, self.word = gathering.gather(self.team, word, stopped), word
+        else:
+            found = gathering.join(self.team, stopped)
+            if found is not None:
+                found, self.word = {0: found[0]}, found[1]
+        if found is None:
             return False
-        for node, wire in self._wires.items():
+        self.wires = found
+        return True
+
+    def keep(self):
+        """From now on the hosts watch one another."""
+        for node, wire in self.wires.items():
             self._listeners.append(threading.Thread(target=self._listen, args=(node, wire), daemon=True))
             self._listeners[-1].start()
         threading.Thread(target=self._beat, daemon=True).start()
-        return True
-
-    def _gather(self, stopped):
-        missing = set(range(1, len(self.team.hosts)))
-        until = time.monotonic() + self.team.patience
-        with self._listener() as listener:
-            while missing:
-                listener.settimeout(max(0.01, min(LOOK, until - time.monotonic())))
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
-                    if stopped():
-                        self._hang_up(f"host {self.team.name} was stopped before the start")
-                        return False
-                    if time.monotonic() < until:
-                        continue
-                    names = shortened([self.team.hosts[node] for node in sorted(missing)], 4)
-                    self._refuse(
-                        f"host {names} did not start within {self.team.patience:.0f} s (cluster_time_out); "
-                        "start the same command on every host"
-                    )
-                wire = Wire(connection)
-                said = self._greeting(wire)
-                if said is None:
-                    wire.close()  # a stranger
-                    continue
-                node, wrong = self._compare(said, missing)
-                if wrong:
-                    wire.send(refused=wrong)
-                    wire.close()
-                    self._refuse(wrong)
-                missing.discard(node)
-                self._wires[node] = wire
-        for wire in self._wires.values():
-            wire.send(go=True)
-        return True
-
-    def _listener(self):
-        where = (self.team.address, self.team.port)
-        try:
-            kind, _, _, _, place = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
-            listener = socket.socket(kind, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
-            listener.listen(len(self.team.hosts))
-        except OSError as error:
-            raise UserError(
-                f"master_port: the launchers can't meet at {where[0]}, port {where[1]} (the one after "
-                f"master_port): {error.strerror}; choose another --master_port"
-            ) from error
-        return listener
-
-    def _greeting(self, wire):
-        with contextlib.suppress(OSError, ValueError):
-            said = wire.read(ASIDE)
-            if said and said.get("greeting") == GREETING and isinstance(said.get("facts"), dict):
-                return said
-        return None
-
-    def _compare(self, said, missing):
-        """(node, what is wrong with it or "")."""
-        node, theirs = said.get("node"), said["facts"]
-        if node not in range(1, len(self.team.hosts)):
-            name = str(said.get("name"))[:80]
-        else:
-            name = self.team.hosts[node]
-        for fact, ours in self.team.facts.items():
-            if theirs.get(fact) != ours:
-                return node, (
-                    f"host {name} was started with {fact} {str(theirs.get(fact))[:200]}, "
-                    f"host {self.team.name} with {ours}; start the same command on every host"
-                )
-        if node not in missing:
-            return node, f"node_rank: {node} was given on two hosts; give each host its own"
-        return node, ""
-
-    def _hang_up(self, line):
-        for wire in self._wires.values():
-            wire.send(refused=line)
-            wire.close()
-
-    def _refuse(self, line):
-        self._hang_up(line)
-        raise UserError(line)
-
-    def _join(self, stopped):
-        team = self.team
-        until, why = time.monotonic() + team.patience, "no connection"
-        while (left := until - time.monotonic()) > 0 and not stopped():
-            try:
-                wire = Wire(socket.create_connection((team.address, team.port), min(left, ASIDE)))
-                wire.send(greeting=GREETING, node=team.node_rank, name=team.name, facts=team.facts)
-                said = _answer(wire, until, stopped)
-                if said and "refused" in said:
-                    raise UserError(str(said["refused"]))
-                if said and said.get("go"):
-                    self._wires[0] = wire
-                    return True
-                why = "what answers there is no launcher of this run, or it has left"
-                wire.close()
-            except ValueError:
-                why = "what answers there is no launcher of this run"
-            except TimeoutError:
-                why = "no answer"
-            except OSError as error:
-                why = error.strerror or str(error)
-            time.sleep(LOOK)
-        if stopped():
-            return False
-        raise UserError(
-            f"the first host, {team.hosts[0]}, did not answer at {team.address}, port {team.port}, within "
-            f"{team.patience:.0f} s ({why}); start the same command there, and check --hosts, "
-            "--master_addr and --master_port"
-        )
 
     # While the processes run
 
     def _beat(self):
         while True:
-            for wire in list(self._wires.values()):
+            for wire in list(self.wires.values()):
                 wire.send(beat=True)
             time.sleep(BEAT)
 
@@ -284,7 +141,7 @@ class Link:
 
     def _tell(self, but=None, **message):
         if self.first:
-            for node, wire in self._wires.items():
+            for node, wire in self.wires.items():
                 if node != but:
                     wire.send(**message)
 
@@ -294,7 +151,7 @@ class Link:
             if self.first:
                 self._fail(0)
             else:
-                self._wires[0].send(failing=True)
+                self.wires[0].send(failing=True)
 
     def signalled(self, number):
         """Tell the other hosts of a signal that this launcher got."""
@@ -302,7 +159,7 @@ class Link:
             if self.first:
                 self._tell(signal=number)
             else:
-                self._wires[0].send(signal=number)
+                self.wires[0].send(signal=number)
 
     def signals(self):
         """The numbers of the signals that other hosts told of since the last call."""
@@ -320,7 +177,7 @@ class Link:
             if self.first and outcome.status not in FINE:
                 self._fail(0)
             elif not self.first:
-                self._wires[0].send(ended=dataclasses.astuple(outcome))
+                self.wires[0].send(ended=dataclasses.astuple(outcome))
         signalled = None
         while self.verdict is None and not (self.first and self._complete()):
             if wait():
@@ -333,12 +190,20 @@ class Link:
             if self.verdict is None:
                 self.verdict = self._decided() if self.first else outcome
             self._tell(over=dataclasses.astuple(self.verdict))
+        self._part()
+        return self.verdict
+
+    def _part(self):
         until = time.monotonic() + FAREWELL
         for listener in self._listeners if self.first else ():  # the others hang up once they have read it
             listener.join(max(0.0, until - time.monotonic()))
-        for wire in self._wires.values():
+        for wire in self.wires.values():
             wire.close()
-        return self.verdict
+
+    def leave(self, outcome):
+        """On another host than the first, before `keep`: tell it why this one can't take part, and go."""
+        self.wires[0].send(ended=dataclasses.astuple(outcome))
+        self.wires[0].close()
 
     def _complete(self):
         everyone = len(self._outcomes) == len(self.team.hosts)
@@ -353,16 +218,21 @@ class Link:
         own = [node for node in failed if not told[node].follows]
         for node in (*own, *failed):
             line = told[node].line
-            named = line.startswith("host ")
+            named = line.startswith(("host ", agreement.DIFFER))
             return Outcome(told[node].status, line if named else f"host {self.team.hosts[node]}: {line}")
         return Outcome(next((told[node].status for node in order if told[node].status), 0))
 
 
-def _answer(wire, until, stopped):
-    """What the first host says to this one: nothing before all are there; TimeoutError after `until`."""
-    while True:
-        try:
-            return wire.read(LOOK)
-        except TimeoutError:
-            if stopped() or time.monotonic() > until:
-                raise
+def first_says(team, word):
+    """What the first host of a team says, on all of its hosts; they meet for it and part.
+
+    word: this host's word, which counts on the first one only.
+
+    Raises:
+        UserError: as `Link.meet`.
+    """
+    link = Link(team)
+    link.meet(lambda: False, word)
+    link.keep()
+    link.conclude(Outcome(0), lambda: False)
+    return link.word

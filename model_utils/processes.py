@@ -8,6 +8,7 @@ of its own here, and signals go to the training processes themselves, which save
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ SIGNALLED_SECONDS = 60.0  # to save and leave after a signal; the graph compiler
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STARTED = re.compile(r"^Start (scheduler|worker) process(?: with rank id:(\d+))?", re.MULTILINE)
 NO_SERVER = "Failed to init the tcp server"  # MindSpore's scheduler, when its port is taken
+CHECKPOINTS = "checkpoints"  # copies of the first host's, in the folder of logs
 PEER = "stopped because of an error on rank"
 
 
@@ -320,6 +322,7 @@ def run(job, environment):
             environment[agreement.HOST] = job.team.name
             if not link.meet(lambda: early):
                 return 128 + early[0]
+            job = _with_checkpoints(link, job, log_dir)
         try:
             watch = _start(job, environment, log_dir, log, link)
             for number in HANDLED:
@@ -331,12 +334,26 @@ def run(job, environment):
         except UserError as error:
             outcome = Outcome(USER_ERROR, str(error))
     if link is not None:
+        shutil.rmtree(log_dir / CHECKPOINTS, ignore_errors=True)
         outcome = link.conclude(outcome, watch.hear if watch else lambda: bool(early))
     if outcome.status == USER_ERROR:
         raise UserError(outcome.line)
     if outcome.line:
         print(f"error: {outcome.line}", file=sys.stderr)
     return outcome.status
+
+
+def _with_checkpoints(link, job, log_dir):
+    """The job with the first host's checkpoints; from then on the hosts watch one another."""
+    from model_utils import handing_out
+
+    try:
+        job = handing_out.run(link.team, link.wires, job, log_dir / CHECKPOINTS)
+    except UserError as error:  # on another host than the first
+        link.leave(Outcome(USER_ERROR, str(error)))
+        raise
+    link.keep()
+    return job
 
 
 def _start(job, environment, log_dir, log, link):
