@@ -13,7 +13,8 @@ from model_utils.config import ROOT
 from model_utils.errors import UserError
 
 TOKEN = "HOSTS_DRILL"  # marks the processes of a drill in their environment
-PATIENCE = 25  # seconds, --cluster_time_out
+PATIENCE = 25  # seconds, --cluster_time_out where hosts wait in vain
+LONG = 120  # the same where they meet: the hosts share the cores of one machine
 START_SECONDS = 240  # until a run trains
 END_SECONDS = 240
 DANN = {
@@ -112,7 +113,7 @@ class Drill:
             options = {
                 **self.keys,
                 "hosts": ",".join(self.names),
-                "cluster_time_out": PATIENCE,
+                "cluster_time_out": LONG,
                 "output_dir": self.output_dir(index),
                 **keys,
                 **(each or {}).get(index, {}),

@@ -19,7 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.host_runs import DANN, END_SECONDS, HARDNET, PATIENCE, Drill, images, one_host, small_disk
+from benchmarks.host_runs import (
+    DANN,
+    END_SECONDS,
+    HARDNET,
+    LONG,
+    PATIENCE,
+    Drill,
+    images,
+    one_host,
+    small_disk,
+)
 from benchmarks.namespaces import missing
 from model_utils import cli
 from model_utils.checkpoint import atomic
@@ -180,7 +190,7 @@ class Drills:
     def drill_wrong_address(self):
         """--master_addr of nobody | one line, status 2, within cluster_time_out"""
         with Drill(self.folder / "address") as drill:
-            drill.start(master_addr="10.77.0.9")
+            drill.start(cluster_time_out=PATIENCE, master_addr="10.77.0.9")
             drill.end(PATIENCE + 15)
             drill.must(2, "10.77.0.9 is no address of this machine", hosts=[0])
             drill.must(2, "did not answer at 10.77.0.9", hosts=[1])
@@ -193,7 +203,7 @@ class Drills:
             other = drill.hosts.start(0, [sys.executable, "-c", held])
             try:
                 time.sleep(1)
-                drill.start()
+                drill.start(cluster_time_out=PATIENCE)
                 drill.end(PATIENCE + 15)
             finally:
                 other.kill()
@@ -205,7 +215,7 @@ class Drills:
     def drill_host_missing(self):
         """The third host of three never starts | the same, it is named on both others"""
         with Drill(self.folder / "missing", count=3) as drill:
-            drill.start(hosts=[0, 1])
+            drill.start(cluster_time_out=PATIENCE, hosts=[0, 1])
             drill.end(PATIENCE + 15)
             drill.must(2, f"host {drill.names[2]} did not start within {PATIENCE} s")
             return drill.outcome()
@@ -213,7 +223,7 @@ class Drills:
     def drill_first_host_missing(self):
         """The first host never starts | the same"""
         with Drill(self.folder / "first-missing") as drill:
-            drill.start(hosts=[1])
+            drill.start(cluster_time_out=PATIENCE, hosts=[1])
             drill.end(PATIENCE + 15)
             drill.must(2, f"the first host, {drill.names[0]}, did not answer")
             return drill.outcome()
@@ -221,7 +231,7 @@ class Drills:
     def drill_hosts_disagree(self):
         """One host is told of two hosts, the other of three | the same"""
         with Drill(self.folder / "disagree") as drill:
-            drill.start(each={1: {"hosts": ",".join([*drill.names, "10.77.0.3"])}})
+            drill.start(cluster_time_out=PATIENCE, each={1: {"hosts": ",".join([*drill.names, "10.77.0.3"])}})
             drill.end(PATIENCE + 15)
             drill.must(2, f"host {drill.names[1]} was started with hosts")
             return drill.outcome()
@@ -230,7 +240,7 @@ class Drills:
         """--lr differs between the hosts | the same, it is named"""
         with Drill(self.folder / "configuration") as drill:
             drill.start(each={1: {"lr": 0.5}})
-            drill.end(PATIENCE + 60)
+            drill.end(LONG)
             drill.must(2, f"rank 1 on {drill.names[1]} has lr 0.5 instead of")
             return drill.outcome()
 
@@ -247,7 +257,7 @@ class Drills:
             handle.write("# changed\n")
         with Drill(self.folder / "code") as drill:
             drill.start(root={1: copy})
-            drill.end(PATIENCE + 60)
+            drill.end(LONG)
             drill.must(2, f"rank 1 on {drill.names[1]} has another src/losses/adversarial.py")
             return drill.outcome()
 
@@ -273,17 +283,31 @@ class Drills:
             return drill.outcome()
 
     def drill_slow_link(self):
-        """Every frame between the hosts takes 50 ms each way | the same weights"""
+        """Every frame between the hosts takes 10 ms each way | the same weights"""
         with Drill(self.folder / "slow") as drill:
-            switch = drill.hosts.slow(0.05)
+            switch = drill.hosts.slow(0.01)
             try:
-                drill.start(cluster_time_out=120)
+                drill.start()
                 drill.end(END_SECONDS)
             finally:
                 switch.kill()
                 switch.wait()
             drill.must(0)
             drill.must_equal(self.reference("dann2", 2))
+            return drill.outcome()
+
+    def drill_too_slow_link(self):
+        """50 ms each way, more than MindSpore waits for a connection | one line, status 2, within
+        cluster_time_out"""
+        with Drill(self.folder / "too-slow") as drill:
+            switch = drill.hosts.slow(0.05)
+            try:
+                drill.start(cluster_time_out=PATIENCE)
+                drill.end(PATIENCE + 15)
+            finally:
+                switch.kill()
+                switch.wait()
+            drill.must(2, f"host {drill.names[1]} is 10", "ms away")
             return drill.outcome()
 
     def drill_evaluation(self):

@@ -313,6 +313,17 @@ def test_a_host_that_does_not_come_is_named(port):
     )
 
 
+def test_hosts_too_far_apart_for_mindspore_are_told_so(port, monkeypatch):
+    monkeypatch.setattr(gathering, "_connected", lambda team, patience: (_near(team), 0.08))
+    lines = met(team(port, 0, patience=5), team(port, 1, patience=5))
+    assert lines == [lines[0]] * 2
+    assert lines[0].startswith("host h1 is 80 ms away from host h0; MindSpore waits 30 ms for a connection")
+
+
+def _near(there):
+    return socket.create_connection((there.address, there.port), 5)
+
+
 def test_a_first_host_that_does_not_come_is_named(port):
     (line,) = met(team(port, 1, patience=1))
     assert line.startswith(f"the first host, h0, did not answer at 127.0.0.1, port {port}, within 1 s")
