@@ -179,7 +179,7 @@ def _job_of_host(index, names, local, more, environment, script, settings, own):
 def _with_rank_table(table, script, settings, own):
     if "hosts" in own:
         raise UserError("hosts: the rank table names them already; leave out --hosts, or give device numbers")
-    names = tuple(host.server_id for host in table.hosts)
+    names = tuple(host.address for host in table.hosts)
     local, more = len(table.hosts[0].devices), {"rank_table_file": str(table.path)}
     program, jobs = [script.program, *_as_arguments(settings)], []
     for index, host in enumerate(table.hosts):
@@ -189,7 +189,7 @@ def _with_rank_table(table, script, settings, own):
         if len(names) > 1:
             jobs.append(_job_of_host(index, names, local, more, environment, script, settings, own))
             continue
-        title = f"host {host.server_id}: node_rank 0, ranks 0 to {local - 1}"
+        title = f"host {host.address}: node_rank 0, ranks 0 to {local - 1}"
         meeting = Meeting(LOCAL, chosen_port(own, free=True))
         options = {"worker_num": local, "local_worker_num": local, "master_port": meeting.port, **more}
         if local == 1:
