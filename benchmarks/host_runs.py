@@ -181,16 +181,16 @@ class Drill:
             for part in parts:
                 self.check(part in "".join(lines[-1:]), f"host {index}: {part!r} is not in {lines[-1:]}")
 
-    def weights(self):
-        """{rank: the digest of its weights at the end}."""
+    def weights(self, folders=None):
+        """{rank: the digest of its weights at the end}. folders: of these hosts; default all."""
         found = {}
-        for index in range(self.hosts.count):
+        for index in range(self.hosts.count) if folders is None else folders:
             found |= weights(self.output_dir(index))
         return found
 
-    def must_equal(self, reference):
+    def must_equal(self, reference, folders=None):
         """All ranks ended with the same weights, those of `reference`, {rank: digest}."""
-        mine = self.weights()
+        mine = self.weights(folders)
         self.check(len(mine) == self.hosts.count * self.local, f"weights of ranks {sorted(mine)} only")
         self.check(
             len({*mine.values(), *reference.values()}) == 1, f"weights {mine}, and {reference} on one host"

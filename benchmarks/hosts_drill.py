@@ -29,8 +29,9 @@ from benchmarks.host_runs import (
     images,
     one_host,
     small_disk,
+    weights,
 )
-from benchmarks.namespaces import missing
+from benchmarks.namespaces import SshServers, missing
 from model_utils import cli
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
@@ -326,6 +327,36 @@ class Drills:
             drill.check(found == before, f"accuracies {found}, on one host {before}")
             images = re.findall(r"(\d+) images in", drill.launchers[0].output())
             drill.check(images == ["1776"], f"{images} images, there are 1776")
+            return drill.outcome()
+
+    def drill_over_ssh(self):
+        """One command on the first host starts both over ssh, with a real sshd on each | the same weights
+        as on one host; a value full of quotes arrives as it is"""
+        if shutil.which("sshd") is None:
+            return {"not run": "there is no sshd"}
+        value = """a b; 'q' "r" $(id) `id` \\ é"""
+        with Drill(self.folder / "ssh") as drill, SshServers(drill.hosts, self.folder / "ssh-keys") as ssh:
+            drill.start(hosts=[0], ssh=ssh.command, experiment=value)
+            drill.end(END_SECONDS)
+            drill.must(0)
+            drill.check(len(weights(drill.output_dir(0))) == 2, "there are not two ranks")
+            drill.must_equal(self.reference("dann2", 2), folders=[0])
+            said = json.loads((drill.output_dir(0) / "result.json").read_text(encoding="utf-8"))
+            drill.check(said["experiment"] == value, f"it arrived as {said['experiment']}")
+            return drill.outcome()
+
+    def drill_over_ssh_signalled(self):
+        """SIGKILL to that command | both hosts save and leave within 60 s, no process left"""
+        if shutil.which("sshd") is None:
+            return {"not run": "there is no sshd"}
+        with Drill(self.folder / "ssh2") as drill, SshServers(drill.hosts, self.folder / "ssh-keys") as ssh:
+            drill.start(hosts=[0], ssh=ssh.command)
+            drill.until("iter: 7 ")
+            drill.launchers[0].process.kill()
+            drill.end(60)
+            logs = [path.read_text() for path in drill.output_dir(0).glob("train*.log")]
+            steps = [re.findall(r"stopped by SIGTERM after step (\d+)", log) for log in logs]
+            drill.check(len(steps) == 2 and steps[0] and steps[0] == steps[1], f"stopped at steps {steps}")
             return drill.outcome()
 
     def drill_full_disk(self):

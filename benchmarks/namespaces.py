@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
 NETWORK = "10.77.0"
+PASSED = ("DA_CPU_THREADS", "OMP_NUM_THREADS", "HOSTS_DRILL")  # variables that reach the other side of ssh
 
 
 def missing():
@@ -113,3 +115,48 @@ class Hosts:
     def mend(self, index):
         """Put the cable back."""
         ip("link", "set", f"port{index}", "master", "switch", namespace=self._switch)
+
+
+class SshServers:
+    """An sshd on each host that lets in whoever has the key it makes; a context manager.
+
+    Args:
+        hosts: Hosts that are up. folder: Path for keys and settings.
+
+    Attributes:
+        command: the ssh that reaches them.
+    """
+
+    def __init__(self, hosts, folder):
+        self.hosts, self.folder, self._servers = hosts, folder, []
+        self.command = f"ssh -F {folder / 'client'}"
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.makedirs("/run/sshd", exist_ok=True)
+        for name in ("server", "user"):
+            key = self.folder / f"{name}-key"
+            if not key.exists():
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        keys = (self.folder / "user-key.pub").read_text()
+        (self.folder / "authorized").write_text(keys)
+        (self.folder / "server").write_text(
+            f"HostKey {self.folder / 'server-key'}\nAuthorizedKeysFile {self.folder / 'authorized'}\n"
+            "StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n"
+            f"AcceptEnv {' '.join(PASSED)}\n"
+        )
+        (self.folder / "client").write_text(
+            f"IdentityFile {self.folder / 'user-key'}\nIdentitiesOnly yes\nStrictHostKeyChecking no\n"
+            f"UserKnownHostsFile {self.folder / 'known'}\nLogLevel ERROR\nSendEnv {' '.join(PASSED)}\n"
+        )
+        for index in range(self.hosts.count):
+            command = [shutil.which("sshd"), "-D", "-e", "-f", self.folder / "server"]
+            with open(self.folder / f"server{index}.log", "ab") as log:
+                self._servers.append(self.hosts.start(index, command, stderr=log))
+        time.sleep(1)
+        return self
+
+    def __exit__(self, *_):
+        for server in self._servers:
+            server.terminate()
+            server.wait()

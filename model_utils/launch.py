@@ -14,10 +14,11 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from model_utils import cli, config, jobs, paths
+from model_utils import cli, config, hosts, jobs, over_ssh, paths
 from model_utils.errors import UserError
 from model_utils.jobs import Job  # noqa: F401 - what `plan` returns
 from model_utils.keys import COMMON
@@ -26,6 +27,7 @@ ROOT = config.ROOT
 OWN_OPTIONS = {
     "dry_run": "print the command and the environment of each host, run nothing",
     "hosts": "several hosts: their addresses or names, A,B,…; start the same command on each of them",
+    "ssh": "several hosts: true starts all of them over ssh from here; also a command as 'ssh -p 2222'",
     "master_addr": "several hosts: address of the first one; default: the first of the list",
     "master_port": "port the processes meet at, 1024 to 65535; default: a free one; with several hosts 8118, "
     "and the next one for the launchers",
@@ -46,8 +48,10 @@ def main(argv=None):
         return 0
     own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
     for name, value in own.items():
-        if name != "dry_run" and (value is True or not value.strip()):
+        if name not in ("dry_run", "ssh") and (value is True or not value.strip()):
             raise UserError(f"{name} needs a value: {OWN_OPTIONS[name]}")
+    if (ssh := over_ssh.command(own.pop("ssh", False))) is not None:
+        return _over_ssh(ssh, script, argv, given, options, own)
     planned, here = plan(script, given, options, own)
     if _flag(own, "dry_run"):
         for job in planned:
@@ -55,6 +59,7 @@ def main(argv=None):
         return 0
     job = planned[here()]
     print(f"+ {jobs.shown(job)}", flush=True)
+    over_ssh.obey_input()
     environment = {**os.environ, **job.environment}
     if job.alone and len(job.ranks) == 1:
         os.chdir(ROOT)
@@ -65,6 +70,36 @@ def main(argv=None):
     if job.meeting is not None:
         job.meeting.check()
     return processes.run(job, environment)
+
+
+def _over_ssh(ssh, script, argv, given, options, own):
+    """Start all hosts from here; returns the status of the first one."""
+    if "hosts" not in own or "node_rank" in own:
+        raise UserError("ssh: it starts all of --hosts A,B,…; name them, and leave out --node_rank")
+    plan(script, given, options, own)  # what is wrong is said here, once
+    names = hosts.parse(own["hosts"])
+    words = _without_ssh(list(sys.argv[1:] if argv is None else argv), script.caller)
+    planned = over_ssh.commands(ssh, names, words)
+    for name, command in zip(names, planned, strict=True):
+        print(
+            f"# host {name}\n{shlex.join(command)}" if _flag(own, "dry_run") else f"+ {shlex.join(command)}"
+        )
+    sys.stdout.flush()
+    return 0 if _flag(own, "dry_run") else over_ssh.run(planned, names)
+
+
+def _without_ssh(argv, caller):
+    """The launcher's words on another host: not --ssh and --dry_run, but the folder that paths start from."""
+    cut = argv.index("--")
+    own, rest = argv[:cut], argv[cut + 1 :]
+    kept = []
+    while rest:
+        word = rest.pop(0)
+        if word.split("=", 1)[0] not in ("--ssh", "--dry_run"):
+            kept.append(word)
+        elif "=" not in word and rest and not rest[0].startswith("--"):
+            rest.pop(0)
+    return [*own, *([] if "--caller" in own else ["--caller", caller]), "--", *kept]
 
 
 def _flag(own, name):

@@ -5,6 +5,7 @@ Drills with real runs in network namespaces are in benchmarks/hosts_drill.py; tw
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,14 +14,16 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import hosts_drill, namespaces
-from model_utils import agreement, gathering, handing_out, hosts, jobs, link
+from model_utils import agreement, gathering, handing_out, hosts, jobs, link, over_ssh
 from model_utils.device import Device
 from model_utils.errors import UserError
 from model_utils.link import Link, Outcome
 from model_utils.meeting import Team
-from tests.helpers import ROOT, fails, refused
+from tests.helpers import ROOT, fails, quick, refused
 from tests.test_launch import dry, msrun_options, script, watched
 from tests.test_rank_table import server, table
 
@@ -119,6 +122,10 @@ def test_one_host_in_the_list_is_one_host():
         ),
         ("run_train_cpu", ("--hosts", "localhost,a", "--dry_run"), "localhost is another machine"),
         ("run_train_cpu", ("--hosts",), "hosts needs a value"),
+        ("run_train_cpu", ("--ssh", "true"), "ssh: it starts all of --hosts"),
+        ("run_train_cpu", ("--hosts", TWO, "--ssh", "true", "--node_rank", "0"), "leave out --node_rank"),
+        ("run_train_cpu", ("--hosts", TWO, "--ssh", "reboot"), "ssh: 'reboot' is not allowed"),
+        ("run_train_cpu", ("--hosts", TWO, "--ssh", "ssh '"), 'ssh: "ssh \'" is no command'),
         ("run_train_cpu", ("--hosts", TWO, "--node_rank", "2", "--dry_run"), "number from 0 to 1"),
         ("run_train_cpu", ("--hosts", TWO, "--node_rank", "-1"), "number from 0 to 1"),
         ("run_train_cpu", ("--node_rank", "0"), "name them with --hosts"),
@@ -364,6 +371,76 @@ def test_a_port_in_use_is_named(port):
         other.listen()
         (line,) = met(team(port, 0))
     assert f"port {port} (the one after master_port): Address already in use" in line
+
+
+# All hosts from one
+
+
+def test_a_command_over_ssh_is_the_one_for_each_host(tmp_path):
+    keys = ("--experiment", "a b; 'q' $(id)", "--hosts", "h1,h2", "--output_dir", "new run")
+    done = script("run_train_cpu", 2, *keys, "--ssh", "ssh -p 22", "--dry_run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[::2] == ["# host h1", "# host h2"]
+    for node, line in enumerate(lines[1::2]):
+        words = shlex.split(line)
+        assert words[:3] == ["ssh", "-p", "22"] and words[-2] == f"h{node + 1}"
+        there = shlex.split(words[-1])
+        assert there[:4] == ["cd", str(ROOT), "&&", "DA_TIED=1"]
+        assert there[there.index("--caller") + 1] == str(tmp_path)
+        assert there[there.index("--") + 1 :] == ["2", *keys, "--node_rank", str(node)]
+
+
+@quick
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)))
+def test_words_over_ssh_arrive_as_they_were(words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", "/usr/bin/env")
+        ((*_, there),) = over_ssh.commands(["ssh"], ["h"], words)
+    shown = there.replace("exec /usr/bin/env", "printf '%s\\0'", 1)
+    done = subprocess.run(["sh", "-c", shown], capture_output=True, check=True)
+    found = done.stdout.decode().split("\0")[:-1]
+    assert found == ["-m", "model_utils.launch", *words, "--node_rank", "0"]
+
+
+def started(*bodies):
+    """`over_ssh.run` in a process of its own, with programs in the place of ssh."""
+    planned = [[sys.executable, "-c", body] for body in bodies]
+    main = (
+        "from model_utils import cli, over_ssh\n"
+        f"cli.run(lambda: over_ssh.run({planned!r}, ['h1', 'h2']), check_versions=False)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", main], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+UNTIL_END = "import sys; print('up', flush=True); sys.stdin.read(); print('saved', flush=True); sys.exit(143)"
+
+
+def test_the_first_host_is_shown_and_equal_lines_once():
+    body = "import sys; print('figure'); print('error: rank 1 failed', file=sys.stderr); sys.exit(1)"
+    process = started(body, body)
+    assert process.communicate(timeout=60) == ("figure\n", "error: rank 1 failed\n")
+    assert process.returncode == 1
+
+
+def test_a_signal_to_the_command_over_ssh_ends_its_launchers():
+    process = started(UNTIL_END, UNTIL_END)
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    assert process.communicate(timeout=60) == ("saved\n", "")
+    assert process.returncode == 143
+
+
+def test_a_host_that_ssh_does_not_reach_ends_the_others():
+    refuses = "import sys; print('ssh: connect to host h2: No route', file=sys.stderr); sys.exit(255)"
+    process = started(UNTIL_END, refuses)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "saved" in output
+    assert errors == (
+        "error: ssh: host h2 could not be reached, or was lost: ssh: connect to host h2: No route\n"
+    )
 
 
 # Checkpoints of the first host
