@@ -145,12 +145,12 @@ class Drill:
         limit = time.monotonic() + max(within, END_SECONDS)
         while any(x.process.poll() is None for x in self.launchers) and time.monotonic() < limit:
             time.sleep(0.05)
-        self.seconds = time.monotonic() - self.begun
-        self.check(self.seconds <= within, f"took {self.seconds:.0f} s, more than {within}")
         left = processes_of(self.folder)
         while left and time.monotonic() < self.begun + within:
             time.sleep(0.2)
             left = processes_of(self.folder)
+        self.seconds = time.monotonic() - self.begun
+        self.check(self.seconds <= within, f"took {self.seconds:.0f} s, more than {within}")
         self.check(not left, f"{len(left)} processes are left")
 
     @property

@@ -23,6 +23,7 @@ from model_utils.device import Device
 from model_utils.errors import UserError
 from model_utils.link import Link, Outcome
 from model_utils.meeting import Team
+from src.setup import settings as experiment
 from tests.helpers import ROOT, fails, quick, refused
 from tests.test_launch import dry, msrun_options, script, watched
 from tests.test_rank_table import server, table
@@ -136,6 +137,11 @@ def test_one_host_in_the_list_is_one_host():
 )
 def test_wrong_hosts_are_one_line(name, arguments, said):
     refused(script(name, *arguments), said)
+
+
+def test_the_launchers_options_are_none_of_the_programs():
+    line = fails(lambda: experiment.load(["--hosts=a,b"]), "hosts (command line)", "option of the launcher")
+    assert "bash scripts/run_train_cpu.sh --hosts" in line
 
 
 def test_rank_table_and_hosts_are_one_too_many(tmp_path):
@@ -517,6 +523,21 @@ def _is_body(pid, text):
     except OSError:
         return False
     return "leash.obey()" in words and text in words and str(os.getpid()) != pid
+
+
+def test_a_killed_script_ends_its_command(tmp_path):
+    (tmp_path / "child.py").write_text(
+        f"import signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom model_utils import leash\n"
+        f"def leave(*_): open({str(tmp_path / 'saved')!r}, 'w').close(); sys.exit(143)\n"
+        "signal.signal(15, leave)\nleash.obey()\nprint('up', flush=True)\ntime.sleep(100)\n"
+    )
+    (tmp_path / "s.sh").write_text(f'source "{ROOT}/scripts/common.sh"\nrun_command "{tmp_path}/child.py"\n')
+    shell = subprocess.Popen(["bash", tmp_path / "s.sh"], stdout=subprocess.PIPE, text=True)
+    assert shell.stdout.readline().startswith("+ python")
+    assert shell.stdout.readline() == "up\n"
+    shell.kill()
+    shell.communicate(timeout=30)
+    wait_until((tmp_path / "saved").exists)
 
 
 def test_a_process_whose_launcher_has_gone_before_it_asked_ends_at_once():
