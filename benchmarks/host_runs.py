@@ -39,6 +39,22 @@ HARDNET = {
     "log_interval": 1,
     "tensorboard": "false",
 }
+MASF = {
+    "domain_set": "demo",
+    "train_iterations": 4,
+    "eval_interval": 4,
+    "train_size_per_domain": 0,
+    "meta_batch_size": 30,
+}
+ADDA = {
+    "source_dataset_name": "demo_digits",
+    "target_dataset_name": "demo_photos",
+    "validation_size": 100,
+    "protocol": "full",
+    "iterations": 4,
+    "discriminator_iterations": 4,
+    "adversary_iterations": 4,
+}
 
 
 class Process:
@@ -99,13 +115,22 @@ class Drill:
         """Each host has its own: they share no disk."""
         return self.folder / f"host{index}"
 
-    def start(self, each=None, hosts=None, root=None, environment=None, script="run_train_cpu", **keys):
+    def start(
+        self,
+        each=None,
+        hosts=None,
+        root=None,
+        environment=None,
+        script="run_train_cpu",
+        folder_key="output_dir",
+        **keys,
+    ):
         """Start the command on the hosts.
 
         Args:
             each: {index: options that this host has besides}. hosts: indices, default all.
             root: {index: another copy of the repository}. environment: {index: variables}.
-            script: what is started.
+            script: what is started. folder_key: its option for the host's folder.
             keys: options of all hosts besides.
         """
         self.launchers, self.begun = [], time.monotonic()
@@ -114,7 +139,7 @@ class Drill:
                 **self.keys,
                 "hosts": ",".join(self.names),
                 "cluster_time_out": LONG,
-                "output_dir": self.output_dir(index),
+                folder_key: self.output_dir(index),
                 **keys,
                 **(each or {}).get(index, {}),
             }

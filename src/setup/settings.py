@@ -243,8 +243,8 @@ def _unknown(name, keys, where, method):
         )
     if name in OWN_OPTIONS:
         return UserError(
-            f"unknown key {name} ({where}): it is an option of the launcher; start the run by its script, e.g. "
-            f"bash scripts/run_train_cpu.sh --{name} …"
+            f"unknown key {name} ({where}): it is an option of the launcher; start the run by its script, "
+            f"as bash scripts/run_train_cpu.sh --{name} …"
         )
     nearest = difflib.get_close_matches(name, [*keys, *aliases(method)], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"
