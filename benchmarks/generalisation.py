@@ -1,12 +1,13 @@
 """MASF against DeepAll (plain training on the joined sources), each domain left out in turn.
 
     python -m benchmarks.generalisation SET [--targets DOMAIN …] [--seeds 0 1 2] [--methods masf deepall]
-                                        [--folder DIR] [--key value …]
+                                        [--folder DIR] [--hosts A,B,…] [--key value …]
 
 SET names the configurations configs/masf_SET.yaml and configs/deepall_SET.yaml. Runs train.py once for each
 seed, domain left out and method, one after another, with all other keys as given; the run folders stay in
 DIR/<method>-<domain>-<seed> (default DIR: outputs/generalisation/SET). A run that is there already, finished
-and of the same command, is not repeated.
+and of the same command, is not repeated. With --hosts each run is one of several hosts, a process on each:
+start the same command on all of them; the run folders stay on the first.
 
 Prints, for each domain left out, its test accuracy at the last checkpoint: mean ± standard deviation of the
 sample over the seeds, and MASF's gain over DeepAll paired by seed, in percentage points.
@@ -19,7 +20,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, together
 from model_utils import child, cli, config
 from model_utils.config import ROOT
 from model_utils.errors import UserError
@@ -42,34 +43,51 @@ def settings_of(method, name, keys):
     return experiment.load([f"--config={path}", *keys])
 
 
-def train(words):
-    """Run train.py to its end.
+def train(words, party):
+    """Run train.py to its end, on the hosts of `party`.
 
     Raises:
         UserError: it failed. child.Stopped: a signal came.
     """
-    status = child.run(words)
+    status = party.train(words)
     if status:
-        raise UserError(f"python {' '.join(words)} left with status {status}; its message stands above")
+        raise UserError(
+            f"python train.py {' '.join(words)} left with status {status}; its message stands above"
+        )
 
 
-def run(method, name, target, seed, folder, keys):
+def run(method, name, target, seed, folder, keys, party):
     """{"accuracy": …} as in result.json, of a new run or of the one that is in `folder` already."""
     words = [f"--config=configs/{method}_{name}.yaml", f"--target_domain={target}", f"--seed={seed}"]
     words += [f"--output_dir={folder}", *keys]
     path = Path(folder) / "result.json"
-    if path.is_file():
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["command"].removesuffix(RESUME) != shlex.join(["python", "train.py", *map(str, words)]):
-            raise UserError(f"{path} comes from another command ({result['command']}); give another --folder")
-        print(f"kept: {folder}", flush=True)
-        return result
+    part = Path(folder).name
     # A run that was interrupted goes on where it stopped.
-    unfinished = (Path(folder) / "checkpoints").is_dir()
+    kept, unfinished = party.agree(part, [_kept(path, words), (Path(folder) / "checkpoints").is_dir()])
+    if kept:
+        print(f"kept: {folder}", flush=True)
+        return kept
     words += [RESUME.strip()] if unfinished else []
     print(f"+ python train.py {' '.join(words)}", flush=True)
-    train(["train.py", *words])
-    return json.loads(path.read_text(encoding="utf-8"))
+    train(words, party)
+    return party.agree(f"{part}, done", _accuracy(path) if path.is_file() else None)
+
+
+def _accuracy(path):
+    return {"accuracy": json.loads(path.read_text(encoding="utf-8"))["accuracy"]}
+
+
+def _kept(path, words):
+    """{"accuracy": …} of a result that is there already, else None; UserError if it is another command's."""
+    if not path.is_file():
+        return None
+    command = json.loads(path.read_text(encoding="utf-8"))["command"]
+    before = config.read_arguments(shlex.split(command)[2:])
+    before.pop("resume", None)
+    given = config.read_arguments(map(str, words))
+    if before != {**({"device_target": "auto"} if "device_target" in before else {}), **given}:
+        raise UserError(f"{path} comes from another command ({command}); give another --folder")
+    return _accuracy(path)
 
 
 def table(accuracies, targets, methods):
@@ -112,16 +130,22 @@ def parse(argv):
     parser.add_argument("--folder", metavar="DIR")
     parser.add_argument("--caller", default=os.getcwd(), help="folder that relative paths start from")
     arguments, words = parser.parse_known_args(argv)
-    keys = []
+    keys, own = [], {}
     for name, value in config.read_arguments(words).items():
         if name in ("config", "seed", "target_domain", "output_dir", "resume", "method"):
             raise UserError(f"{name}: this command sets it; see --help for its own options")
+        if name in together.OPTIONS:
+            if value is True:
+                raise UserError(f"{name} needs a value")
+            own[name] = value
+            continue
         text = "true" if value is True else value
         here = Path(arguments.caller) / text
         # Folders are the caller's, the commands run in the repository's root.
         keys.append(f"--{name}={here if name.endswith(('_root', '_path')) and here.exists() else text}")
     folder = arguments.folder or ROOT / "outputs" / "generalisation" / arguments.set
     arguments.folder = Path(arguments.caller, folder)
+    arguments.party = together.party(own)
     return arguments, keys
 
 
@@ -138,7 +162,7 @@ def main():
             for method in arguments.methods:
                 folder = arguments.folder / f"{method}-{target}-{seed}"
                 try:
-                    result = run(method, arguments.set, target, seed, folder, keys)
+                    result = run(method, arguments.set, target, seed, folder, keys, arguments.party)
                 except child.Stopped as stop:
                     return 128 + stop.args[0]
                 accuracies.setdefault((method, target), []).append(result["accuracy"][target])

@@ -42,6 +42,7 @@ PUBLISHED = ROOT / "benchmarks" / "published.yaml"
 FEWEST_FOR_SPREAD = 3
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
 TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
+DRILLS = "hosts_drill.json"  # of benchmarks.hosts_drill
 
 
 def test_rows(folder):
@@ -78,8 +79,9 @@ def keep(folder, kept=KEPT):
 def load(kept=KEPT):
     """{(experiment, target domain or None): [result, …] by seed} of all kept runs."""
     groups = {}
+    others = {FIGURES, TIMES, DRILLS, *(of.KEPT.name for of in (pairs, left_out, selection_pools))}
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name in (FIGURES, TIMES, pairs.KEPT.name, left_out.KEPT.name, selection_pools.KEPT.name):
+        if path.name in others:
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)

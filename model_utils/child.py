@@ -1,14 +1,12 @@
 """Commands of this repository as child processes that get the signals sent to their parent."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 
+from model_utils import leash
 from model_utils.config import ROOT
-
-PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
@@ -56,9 +54,11 @@ class Group:
             Stopped: a signal came before it was started.
         """
 
+        tied = leash.tied()
+
         def prepare():
-            if sys.platform == "linux":
-                _end_with_parent()
+            if tied:
+                tied()
             if cores:
                 os.sched_setaffinity(0, cores)
 
@@ -92,11 +92,6 @@ def _ended(process):
         return process.wait(timeout=0.5)
     except subprocess.TimeoutExpired:
         return None
-
-
-def _end_with_parent():
-    """Ask the kernel to end this process when its parent is gone, even if that was killed."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run(words, output=None):

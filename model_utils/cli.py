@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 
+from model_utils import leash
 from model_utils.errors import PeerError, UserError
 from model_utils.quiet import hide_warnings
 
@@ -99,6 +100,7 @@ def run(main, check_versions=True):
     disk, a refused permission or too little memory); 130 and 141 where Ctrl-C, or the end of a reader of our
     output (`| head`), ended it; any other exception is a bug and keeps its traceback, status 1.
     """
+    leash.obey()
     _usable_streams()
     warnings.showwarning = _one_line_warning
     hide_warnings()

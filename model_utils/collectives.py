@@ -63,3 +63,16 @@ def broadcast(parameters, rank):
         array = np.frombuffer(part, value.dtype).reshape(value.shape)
         # In place: a step that is compiled already would not see the exchange that set_data makes.
         ops.assign(parameter, ms.Tensor(array, parameter.dtype))
+
+
+def gather_texts(text, device):
+    """[the text of each rank, by rank]; all ranks must call it. device: this process's Device."""
+    content = text.encode()
+    lengths = [0.0] * device.world
+    lengths[device.rank] = float(len(content))
+    lengths = [int(length) for length in device.all_sum(*lengths)]
+    words = -(-max(*lengths, 1) // 4)
+    padded = np.frombuffer(content.ljust(4 * words, b"\0"), np.int32)
+    joined = ops.AllGather()(ms.Tensor(padded)).asnumpy().tobytes()
+    parts = [joined[4 * words * rank :][:length] for rank, length in enumerate(lengths)]
+    return [part.decode() for part in parts]

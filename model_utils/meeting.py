@@ -9,6 +9,30 @@ from model_utils.errors import UserError
 OTHER_PORT = "choose another --master_port"
 
 
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The hosts of a run as one of them sees them.
+
+    Attributes:
+        hosts: their names, the first one first. node_rank: the index of this one.
+        address, port: where the first host's launcher waits for the others'.
+        patience: seconds they wait for one another.
+        facts: {name: text} that must be the same on all hosts.
+    """
+
+    hosts: tuple
+    node_rank: int
+    address: str
+    port: int
+    patience: float
+    facts: dict
+
+    @property
+    def name(self):
+        """The name of this host."""
+        return self.hosts[self.node_rank]
+
+
 @dataclasses.dataclass
 class Meeting:
     """Where the processes of a run meet: msrun's scheduler listens there, on the first host (`here`)."""

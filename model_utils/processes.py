@@ -8,83 +8,27 @@ of its own here, and signals go to the training processes themselves, which save
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from model_utils import optional
+from model_utils import agreement, leash, optional
 from model_utils.config import ROOT
 from model_utils.errors import UserError
+from model_utils.link import Link, Outcome
+from model_utils.worker import EXCEPTION, NOISE, USER_ERROR, Worker, lives, name_of, role_of
 
 POLL_SECONDS = 0.05
 FAILED_SECONDS = 3.0  # for the others to end after one has failed, before they are killed
 SIGNALLED_SECONDS = 60.0  # to save and leave after a signal; the graph compiler may hold a process up
-USER_ERROR = 2
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# MindSpore's own lines, e.g. "[WARNING] DISTRIBUTED(123,7f…,python):2026-…": for the log file only.
-NOISE = re.compile(rb"\[(DEBUG|INFO|WARNING|ERROR|CRITICAL)\] [A-Z_]+\([0-9]+,")
-EXCEPTION = re.compile(r"[A-Za-z_][A-Za-z_.]*(Error|Exception)\b")
 STARTED = re.compile(r"^Start (scheduler|worker) process(?: with rank id:(\d+))?", re.MULTILINE)
 NO_SERVER = "Failed to init the tcp server"  # MindSpore's scheduler, when its port is taken
+CHECKPOINTS = "checkpoints"  # copies of the first host's, in the folder of logs
 PEER = "stopped because of an error on rank"
-
-
-class Worker:
-    """One training process: its rank on all hosts, and how it ended."""
-
-    def __init__(self, process, rank, log_path):
-        self.process, self.rank, self.log_path = process, rank, log_path
-        self.ended = False
-        self.status = None  # exit status, or minus the signal that killed it; None: not known
-        self.told = 0  # signals passed on
-
-    def poll(self):
-        """Notice the end of the process.
-
-        msrun is its parent and collects it within a second; until then /proc holds its exit status.
-        """
-        if self.ended:
-            return
-        try:
-            with open(f"/proc/{self.process.pid}/stat", encoding="utf-8", errors="replace") as handle:
-                # The name in brackets may hold spaces; the state is what follows it, the status comes last.
-                fields = handle.read().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            self.ended = True
-            return
-        if fields[0] in "ZX":
-            self.ended = True
-            code = int(fields[-1])
-            self.status = -(code & 127) if code & 127 else code >> 8
-
-    def text(self):
-        """What it wrote."""
-        try:
-            return self.log_path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-
-    def _lines(self):
-        """What it wrote, without MindSpore's own lines."""
-        return [line for line in self.text().splitlines() if line.strip() and not NOISE.match(line.encode())]
-
-    def error(self):
-        """The text of the `error: …` line that a command ends with after a user error; "" without one."""
-        lines = [line for line in self._lines() if line.startswith("error: ")]
-        return lines[-1][len("error: ") :] if lines and self.status in (USER_ERROR, -signal.SIGKILL) else ""
-
-    def was_leaving(self):
-        """Whether the last thing it wrote is an exception that nobody caught."""
-        lines = self._lines()
-        return bool(lines and EXCEPTION.match(lines[-1]))
-
-    def last_line(self):
-        """The line of the last exception it printed, else its last line; "" for an empty log."""
-        lines = self._lines()
-        exceptions = [line for line in lines if EXCEPTION.match(line)]
-        return " ".join("".join(exceptions[-1:] or lines[-1:]).split())
 
 
 class Watch:
@@ -92,16 +36,14 @@ class Watch:
 
     Args:
         msrun: its Popen. job: the launch.Job it runs. log_dir: where the logs are.
+        link: to the launchers of the other hosts; None where the run is on one.
     """
 
-    def __init__(self, msrun, job, log_dir):
+    def __init__(self, msrun, job, log_dir, link=None):
         import psutil
 
-        ranks, alone = job.ranks, job.alone
         self.port = job.meeting.port if job.meeting else None
-
-        self.msrun, self.ranks, self.log_dir = msrun, ranks, Path(log_dir)
-        self.alone = alone
+        self.msrun, self.ranks, self.log_dir, self.link = msrun, job.ranks, Path(log_dir), link
         self.tree = psutil.Process(msrun.pid)
         self.children = {}  # {process id: process}, in the order they were started in
         self.workers = {}
@@ -110,12 +52,15 @@ class Watch:
         self.named = None  # process id of the one that msrun saw fail first
         self.signal = None
         self.signals = 0
+        self.untold = []  # signals that the other hosts have not heard of
+        self.stopped = False  # because of another host
         self.deadline = None
         self.shown = None
 
     def run(self):
-        """Watch until all is over; returns the exit status."""
+        """Watch until all is over; returns the Outcome of the run."""
         while self.msrun.poll() is None and not self._all_ended():
+            self.hear()
             self._find_workers()
             for worker in [*self.workers.values(), *([self.scheduler] if self.scheduler else [])]:
                 worker.poll()
@@ -129,7 +74,23 @@ class Watch:
                 break
             time.sleep(POLL_SECONDS)
         self._finish()
-        return self._status()
+        return self._outcome()
+
+    def hear(self):
+        """Tell the other hosts of signals, and take up what they told; returns whether any signal came."""
+        if self.link is not None:
+            while self.untold:
+                self.link.signalled(self.untold.pop(0))
+            for number in self.link.signals():
+                self._note(signal.Signals(number))
+            if self.link.stopping and not self.stopped:
+                self.stopped = True
+                self._set_deadline()
+        return self.signal is not None
+
+    def _set_deadline(self):
+        limit = FAILED_SECONDS if self.signal is None else SIGNALLED_SECONDS
+        self.deadline = min(self.deadline or float("inf"), time.monotonic() + limit)
 
     def _all_ended(self):
         return len(self.workers) == len(self.ranks) and all(w.ended for w in self.workers.values())
@@ -150,21 +111,41 @@ class Watch:
         started = STARTED.findall(self._said())
         unknown = []
         for child in self.children.values():
-            role, rank = _role(child)
+            role, rank = role_of(child)
             if role is None:
                 unknown.append(child)
             else:
                 self._found(child, role, rank)
         if sum(role == "worker" for role, _ in started) == len(self.ranks):
-            waiting = [item for item in started if not self._has(*item)]
-            gone = [child for child in unknown if not _lives(child)][-len(waiting) :] if waiting else []
-            for child, (role, rank) in zip(gone, waiting):  # noqa: B905 - one may lag behind
-                self._found(child, role, rank)
+            self._find_gone(started, [child for child in unknown if not lives(child)])
 
-    def _has(self, role, rank):
+    def _find_gone(self, started, gone):
+        """Match children that ended before they were looked at, by their place among those that were.
+
+        started: [(role, rank as text)] in msrun's order. What it says comes before it starts the process, so
+        that a child between the neighbours of one is that one, but a child before all others need not be.
+        """
+        order = list(self.children)
+        for place, (role, rank) in enumerate(started):
+            if self._process(role, rank) is not None:
+                continue
+            known = [
+                None if found is None else order.index(found.pid)
+                for found in (self._process(*item) for item in started)
+            ]
+            before = [at for at in known[:place] if at is not None]
+            after = [at for at in known[place + 1 :] if at is not None]
+            between = range(max(before, default=-1) + 1, min(after, default=len(order)))
+            if before or after:
+                fitting = [child for child in gone if order.index(child.pid) in between]
+                for child in fitting[:1] if before else fitting[-1:]:
+                    self._found(child, role, rank)
+
+    def _process(self, role, rank):
+        """The process of a role and rank, None if it was not found yet."""
         if role == "scheduler":
-            return self.scheduler is not None
-        return any(worker.rank == int(rank) for worker in self.workers.values())
+            return self.scheduler and self.scheduler.process
+        return next((w.process for w in self.workers.values() if w.rank == int(rank)), None)
 
     def _found(self, child, role, rank):
         if role == "scheduler" and self.scheduler is None:
@@ -178,8 +159,13 @@ class Watch:
 
     def _failed(self, worker):
         self.first_failed = worker
-        limit = FAILED_SECONDS if self.signal is None else SIGNALLED_SECONDS
-        self.deadline = min(self.deadline or float("inf"), time.monotonic() + limit)
+        self._set_deadline()
+        if self.link is not None and worker is not self.scheduler and not self._leaves_by_signal(worker):
+            self.link.failing()
+
+    def _leaves_by_signal(self, worker):
+        """Whether a worker has ended as a signal asks for, that this launcher or another got."""
+        return self.signal is not None and worker.status in (128 + self.signal, -self.signal)
 
     def _status_in_log(self, pid):
         """What msrun, the parent, says about a failed process that had gone before we looked at it."""
@@ -188,7 +174,12 @@ class Watch:
 
     def on_signal(self, number, frame):
         """Signal handler: the loop passes it on. SIGHUP (the terminal was closed) counts as SIGTERM."""
-        self.signal = self.signal or (signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
+        number = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        self.untold.append(int(number))
+        self._note(number)
+
+    def _note(self, number):
+        self.signal = self.signal or number
         self.signals += 1
 
     def _pass_on_signal(self):
@@ -232,7 +223,7 @@ class Watch:
         import psutil
 
         well = self._all_ended() and self.first_failed is None and self.signal is None
-        while well and not self.alone and self.msrun.poll() is None and self.signal is None:
+        while well and self.link and self.msrun.poll() is None and not (self.hear() or self.stopped):
             time.sleep(POLL_SECONDS)  # this host's scheduler may still serve the others
         # Now, before msrun sees the end of those that are killed here.
         named = re.search(r"Worker process (\d+) exit with exception", self._said())
@@ -246,15 +237,23 @@ class Watch:
         self.msrun.wait()
         self.show()
 
-    def _status(self):
+    def _outcome(self):
         failed = self._culprit()
         if failed is not None:
             return self._report(failed)
         if self.signal is not None:
-            return 128 + self.signal
-        if not self._all_ended() and self.msrun.returncode != 0:
-            raise UserError(f"the processes could not be started; {self.log_dir / 'msrun.log'} says why")
-        return 0
+            return Outcome(128 + self.signal)
+        if self._all_ended():
+            return Outcome(0)
+        if self.stopped:
+            return Outcome(1, "its processes were stopped", follows=True)
+        if self.msrun.returncode < 0:
+            return Outcome(
+                1, f"msrun was killed by {name_of(-self.msrun.returncode)}; its processes were stopped"
+            )
+        return Outcome(
+            USER_ERROR, f"the processes could not be started; {self.log_dir / 'msrun.log'} says why"
+        )
 
     def _culprit(self):
         """The worker to blame, or None: the first that failed, and rather one with an error of its own."""
@@ -283,56 +282,25 @@ class Watch:
             ranks = re.search(r"node list is: \[const vector\]\{([0-9, ]+)\}", failed.text())
             who = f"rank {ranks.group(1)} is gone" if ranks else "the scheduler failed"
             if NO_SERVER in failed.text():
-                raise UserError(f"master_port: {self.port} is in use; choose another --master_port")
-            print(
-                f"error: {who}; the others were stopped; scheduler's log: {failed.log_path}", file=sys.stderr
-            )
-            return 1
-        if failed.error():
-            raise UserError(f"rank {failed.rank}: {failed.error()}")
+                return Outcome(
+                    USER_ERROR, f"master_port: {self.port} is in use; choose another --master_port"
+                )
+            line = f"{who}; the others were stopped; scheduler's log: {failed.log_path}"
+            return Outcome(1, line, follows=True)
+        if error := failed.error():
+            if error.startswith(agreement.DIFFER):
+                return Outcome(USER_ERROR, error)
+            return Outcome(USER_ERROR, f"rank {failed.rank}: {error}", follows=error.startswith(PEER))
         if failed.status == -signal.SIGKILL and failed.was_leaving():
             how = "failed"  # msrun killed it on its way out
         elif failed.status < 0:
-            how = f"was killed by {_name(-failed.status)}"
+            how = f"was killed by {name_of(-failed.status)}"
         else:
             how = f"failed ({failed.status})"
         said = failed.last_line()
         said = f"; its last line: {said[:300]}" if said else ""
-        print(
-            f"error: rank {failed.rank} {how}; the others were stopped{said}; its log: {failed.log_path}",
-            file=sys.stderr,
-        )
-        return 1
-
-
-def _role(process):
-    """("scheduler", None) or ("worker", rank as text) by a process's environment; (None, None) if that says
-    nothing, or the process has ended."""
-    import psutil
-
-    try:
-        environment = process.environ()
-    except (psutil.Error, OSError):
-        return None, None
-    role = {"MS_SCHED": "scheduler", "MS_WORKER": "worker"}.get(environment.get("MS_ROLE"))
-    rank = environment.get("RANK_ID", "")
-    return (role, rank) if role == "scheduler" or (role and rank.isdigit()) else (None, None)
-
-
-def _lives(process):
-    import psutil
-
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _name(number):
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        line = f"rank {failed.rank} {how}; the others were stopped{said}; its log: {failed.log_path}"
+        return Outcome(1, line, follows=self.stopped and failed.status == -signal.SIGKILL)
 
 
 def _open_log(log_dir, ranks):
@@ -353,36 +321,75 @@ def _open_log(log_dir, ranks):
 
 
 def run(job, environment):
-    """Run a job of several processes (launch.Job); returns the exit status.
+    """Run a job of several processes (jobs.Job); returns the exit status.
 
     0 when all processes ended well; 2 with one line on standard error when one of them met a user error; 1
-    with a line that names the process when one of them died otherwise; 128 + number after a signal.
+    with a line that names the process when one of them died otherwise; 128 + number after a signal. With
+    several hosts the line and the status are the same on all of them.
     """
-    log_dir = next(word.split("=", 1)[1] for word in job.command if word.startswith("--log_dir="))
     optional.require("psutil", "to watch several processes")
-    log = _open_log(Path(log_dir), job.ranks)
     early = []
     for number in HANDLED:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, frame: early.append(number))
+    log_dir = Path(next(word.split("=", 1)[1] for word in job.command if word.startswith("--log_dir=")))
+    log = _open_log(log_dir, job.ranks)
+    environment = {**environment, leash.VARIABLE: str(os.getpid())}
+    link, watch = None, None
     with log:
+        if job.team is not None:
+            link = Link(job.team)
+            environment[agreement.HOST] = job.team.name
+            if not link.meet(lambda: early):
+                return 128 + early[0]
+            job = _with_checkpoints(link, job, log_dir)
         try:
-            msrun = subprocess.Popen(
-                job.command,
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C in a terminal reaches the whole foreground group; msrun would answer with SIGKILL.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UserError(f"cannot run msrun: {error.strerror}; it comes with MindSpore") from error
-        watch = Watch(msrun, job, log_dir)
-        for number in HANDLED:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                signal.signal(number, watch.on_signal)
-        for number in early:
-            watch.on_signal(number, None)
-        return watch.run()
+            watch = _start(job, environment, log_dir, log, link)
+            for number in HANDLED:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    signal.signal(number, watch.on_signal)
+            for number in early:
+                watch.on_signal(number, None)
+            outcome = watch.run()
+        except UserError as error:
+            outcome = Outcome(USER_ERROR, str(error))
+    if link is not None:
+        shutil.rmtree(log_dir / CHECKPOINTS, ignore_errors=True)
+        outcome = link.conclude(outcome, watch.hear if watch else lambda: bool(early))
+    if outcome.status == USER_ERROR:
+        raise UserError(outcome.line)
+    if outcome.line:
+        print(f"error: {outcome.line}", file=sys.stderr)
+    return outcome.status
+
+
+def _with_checkpoints(link, job, log_dir):
+    """The job with the first host's checkpoints; from then on the hosts watch one another."""
+    from model_utils import handing_out
+
+    try:
+        job = handing_out.run(link.team, link.wires, job, log_dir / CHECKPOINTS)
+    except UserError as error:  # on another host than the first
+        link.leave(Outcome(USER_ERROR, str(error)))
+        raise
+    link.keep()
+    return job
+
+
+def _start(job, environment, log_dir, log, link):
+    """Start msrun; returns its Watch."""
+    try:
+        msrun = subprocess.Popen(
+            job.command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in a terminal reaches the whole foreground group; msrun would answer with SIGKILL.
+            start_new_session=True,
+            preexec_fn=leash.tied(signal.SIGKILL),
+        )
+    except OSError as error:
+        raise UserError(f"cannot run msrun: {error.strerror}; it comes with MindSpore") from error
+    return Watch(msrun, job, log_dir, link)

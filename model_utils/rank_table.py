@@ -4,31 +4,41 @@
         {"server_id": "10.0.0.1", "device": [
             {"device_id": "0", "device_ip": "192.1.27.6", "rank_id": "0"}, …]}]}
 
-Numbers may be written as numbers or as text. Source: HCCL's documentation of the ranktable file, version 1.0.
+Numbers may be written as numbers or as text. Version 1.2, which newer CANN writes for super nodes, has a
+`super_device_id` for each device and a list of super nodes besides. Either may give a server a `host_ip`.
+Source: HCCL's documentation of the ranktable file.
 """
 
 import dataclasses
 import ipaddress
 import json
 import re
-import socket
 from pathlib import Path
 
 from model_utils.errors import UserError
-from model_utils.optional import require
 
 MAX_BYTES = 4 * 2**20  # 10,000 devices take 1 MB
+VERSIONS = ("1.0", "1.2")
 MAX_RANKS = 65536
 MAX_DEVICE_ID = 1023
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One server of the table: its id (usually its address), its first rank, device ids in rank order."""
+    """One server of the table: its id (usually its address), its first rank, device ids in rank order.
+
+    `host_ip` is its address where the id is none; "" if the table does not say.
+    """
 
     server_id: str
     first_rank: int
     devices: tuple
+    host_ip: str = ""
+
+    @property
+    def address(self):
+        """How the other hosts reach it."""
+        return self.host_ip or self.server_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,32 +53,6 @@ class RankTable:
         """The number of processes on all hosts."""
         return sum(len(host.devices) for host in self.hosts)
 
-    def node_rank(self):
-        """The index in `hosts` of the machine this runs on.
-
-        Raises:
-            UserError: no server_id is one of this machine's addresses or names.
-        """
-        here = _names_of_this_machine()
-        for index, host in enumerate(self.hosts):
-            if host.server_id in here:
-                return index
-        servers = ", ".join(host.server_id for host in self.hosts[:4]) + (
-            ", …" if len(self.hosts) > 4 else ""
-        )
-        raise UserError(
-            f"rank table {self.path} has no entry for this host ({', '.join(sorted(here)[:4])}), only for "
-            f"{servers}; correct server_id, or say which entry this is with --node_rank N"
-        )
-
-
-def _names_of_this_machine():
-    interfaces = require("psutil", "to find this machine's addresses").net_if_addrs().values()
-    families = (socket.AF_INET, socket.AF_INET6)
-    addresses = {entry.address for entries in interfaces for entry in entries if entry.family in families}
-    # An IPv6 address on one link carries its interface: fe80::1%eth0.
-    return {address.split("%")[0] for address in addresses} | {socket.gethostname()}
-
 
 def read(path):
     """Read and check a rank table.
@@ -81,8 +65,8 @@ def read(path):
     table = _parse(path)
     if not isinstance(table, dict) or not isinstance(table.get("server_list"), list):
         raise _wrong(path, "it must be a JSON object with a server_list")
-    if str(table.get("version", "1.0")) != "1.0":
-        raise _wrong(path, f"version is {table['version']!r:.40}; version 1.0 is supported")
+    if str(table.get("version", "1.0")) not in VERSIONS:
+        raise _wrong(path, f"version is {table['version']!r:.40}; versions 1.0 and 1.2 are supported")
     if table.get("status") != "completed":
         raise _wrong(
             path, f"status is {table.get('status')!r:.40}, not 'completed'; wait until it is complete"
@@ -92,6 +76,7 @@ def read(path):
     if count != len(servers) or not servers:
         raise _wrong(path, f"server_count is {count}, but server_list has {len(servers)} entries")
     hosts = tuple(_host(path, server, index) for index, server in enumerate(servers))
+    _check_super_nodes(path, table.get("super_pod_list"), {host.server_id for host in hosts})
     return RankTable(path, _check(path, sorted(hosts, key=lambda host: host.first_rank)))
 
 
@@ -146,11 +131,30 @@ def _host(path, server, index):
         raise _wrong(
             path, f"the rank_ids of {where} must follow one another, not {sorted(ranks)[0]}, … with gaps"
         )
-    return Host(name, min(ranks), devices)
+    _check_address(path, server.get("host_ip"), f"{where}.host_ip")
+    return Host(name, min(ranks), devices, server.get("host_ip") or "")
+
+
+def _check_super_nodes(path, pods, servers):
+    """super_pod_list, where there is one, names each server once."""
+    if pods is None:
+        return
+    entries = pods if isinstance(pods, list) else [None]
+    lists = [entry.get("server_list") if isinstance(entry, dict) else None for entry in entries]
+    if not all(isinstance(found, list) and all(isinstance(one, dict) for one in found) for found in lists):
+        raise _wrong(path, "super_pod_list must be a list of objects with a server_list each")
+    named = [one.get("server_id") for found in lists for one in found]
+    wrong = [name for name in named if not isinstance(name, str) or name not in servers]
+    if wrong:
+        raise _wrong(path, f"super_pod_list names server_id {wrong[0]!r:.60}, which server_list has not")
+    missing = sorted(servers - set(named))
+    if missing or len(named) > len(servers):
+        what = f"does not name server_id {missing[0]}" if missing else "names a server_id twice"
+        raise _wrong(path, f"super_pod_list {what}")
 
 
 def _check_address(path, value, where):
-    """device_ip may be left out (single host without a network between devices)."""
+    """An address may be left out: device_ip on a single host without a network between its devices."""
     try:
         if value not in (None, ""):
             ipaddress.ip_address(value if isinstance(value, str) else "")

@@ -20,12 +20,19 @@ run_command() {
         shift
     done
     set -- "${words[@]}"
+    # On several hosts the launcher starts it, and says what it would start.
+    case "$1 $*" in
+        "train.py "*" --hosts"* | "eval.py "*" --hosts"*)
+            set -- -m model_utils.launch --program "$1" --target auto -- "${@:2}" ${dry:+--dry_run}
+            dry="" ;;
+    esac
     printf '+ %s\n' "$(printf '%q ' python "$@")"
     if [ -n "$dry" ]; then return 0; fi
     # Job control gives the child a process group of its own: Ctrl-C then reaches it only through the traps
     # (a second signal would make it leave without saving).
     set -m
-    (cd "$ROOT" && exec "$PYTHON" "$@") &
+    # It ends with this script (model_utils/leash.py), even if that is killed.
+    (cd "$ROOT" && DA_LAUNCHER=$$ exec "$PYTHON" "$@") &
     child=$!
     set +m
     trap 'kill -TERM "$child"' TERM

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train HarDNet-85 (or --config) on ImageNet folders, one process per Ascend device of a rank table:
-#   bash scripts/run_distribute_train.sh DATASET_PATH [PRE_CKPT_PATH] RANK_TABLE_FILE [--config FILE] [--key value …] [--dry_run]
+# Train HarDNet-85 (or --config) on ImageNet folders, one process per Ascend device of a rank table, or of a list as 0,1,2,3:
+#   bash scripts/run_distribute_train.sh DATASET_PATH [PRE_CKPT_PATH] {RANK_TABLE_FILE | DEVICE_IDS} [--config FILE] [--key value …] [--hosts A,B] [--dry_run]
 set -eu
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 launch --program train.py --target Ascend --set config=configs/hardnet85_imagenet.yaml \

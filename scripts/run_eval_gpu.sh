@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evaluate on the GPU: without arguments the newest checkpoint in the experiment's output_dir.
-#   bash scripts/run_eval_gpu.sh [DATASET_PATH DEVICE_ID CKPT_PATH] [--config FILE] [--key value …] [--dry_run]
+#   bash scripts/run_eval_gpu.sh [DATASET_PATH DEVICE_ID CKPT_PATH] [--config FILE] [--key value …] [--hosts A,B] [--dry_run]
 set -eu
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 launch --program eval.py --target GPU --newest ckpt_path \

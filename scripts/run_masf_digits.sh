@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MASF on digits: trained on two of MNIST, MNIST-M and USPS, tested on the third, in turn.
 #
-#   bash scripts/run_masf_digits.sh [--targets DOMAIN …] [--seeds N …] [--methods masf] [--key value …]
+#   bash scripts/run_masf_digits.sh [--targets DOMAIN …] [--seeds N …] [--methods masf] [--hosts A,B] [--key value …]
 #
 # Trains configs/masf_digits.yaml and configs/deepall_digits.yaml (plain training on the joined sources) once for each
 # seed and domain left out, from any folder, and prints the table of test accuracies. The data sets are

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MASF on PACS, the published set-up: AlexNet at 227x227, each of the four domains left out in turn.
 #
-#   bash scripts/run_masf_pacs.sh [--targets DOMAIN …] [--seeds N …] [--methods masf] [--key value …]
+#   bash scripts/run_masf_pacs.sh [--targets DOMAIN …] [--seeds N …] [--methods masf] [--hosts A,B] [--key value …]
 #
 # Trains configs/masf_pacs.yaml and configs/deepall_pacs.yaml (plain training on the joined sources) once for each
 # seed and domain left out, from any folder, and prints the table of test accuracies. The images

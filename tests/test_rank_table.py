@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_utils import rank_table
+from model_utils import hosts, rank_table
 from model_utils.errors import UserError
 
 
@@ -48,9 +48,9 @@ def test_one_host(tmp_path):
 
 
 def test_hosts_come_in_rank_order_and_devices_in_that_of_their_ranks(tmp_path):
-    hosts = rank_table.read(write(tmp_path, table(*TWO))).hosts
-    assert [host.server_id for host in hosts] == ["10.0.0.1", "10.0.0.2"]
-    assert [host.first_rank for host in hosts] == [0, 8]
+    read = rank_table.read(write(tmp_path, table(*TWO))).hosts
+    assert [host.server_id for host in read] == ["10.0.0.1", "10.0.0.2"]
+    assert [host.first_rank for host in read] == [0, 8]
     mixed = rank_table.read(write(tmp_path, table(server("a", (2, 0, 1), (5, 7, 6)))))
     assert mixed.hosts[0].devices == (7, 6, 5)
 
@@ -73,14 +73,14 @@ def test_this_host_is_found_by_address_or_name(tmp_path):
         if entry.family == socket.AF_INET
     ]
     for name in (addresses[0], socket.gethostname()):
-        hosts = server("203.0.113.1", (0, 1)), server(name, (2, 3))
-        assert rank_table.read(write(tmp_path, table(*hosts))).node_rank() == 1
+        servers = server("203.0.113.1", (0, 1)), server(name, (2, 3))
+        names = [host.server_id for host in rank_table.read(write(tmp_path, table(*servers))).hosts]
+        assert hosts.node_rank(names, None) == 1
 
 
 def test_no_entry_for_this_host(tmp_path):
-    read = rank_table.read(write(tmp_path, table(server("203.0.113.1", (0, 1)))))
     with pytest.raises(UserError, match=r"no entry for this host .*only for 203\.0\.113\.1.*--node_rank"):
-        read.node_rank()
+        hosts.node_rank(["203.0.113.1"], None, "rank table a.json")
 
 
 def broken(name, value, where="device"):
@@ -98,7 +98,7 @@ WRONG = {
     "nested a million deep": ("[" * 100_000, "not valid JSON"),
     "a list": ([], "JSON object with a server_list"),
     "no server_list": ({"status": "completed"}, "JSON object with a server_list"),
-    "version": (table(ONE, version="1.2"), "version is '1.2'"),
+    "version": (table(ONE, version="1.1"), "version is '1.1'"),
     "status": (table(ONE, status="initializing"), "status is 'initializing'"),
     "no status": ({k: v for k, v in table(ONE).items() if k != "status"}, "status is None"),
     "server_count": (table(ONE, server_count="2"), "server_count is 2, but server_list has 1"),
@@ -197,3 +197,50 @@ def test_any_json_is_a_table_or_a_user_error(content, tmp_path):
         assert rank_table.read(path).ranks > 0
     except UserError as error:
         assert "\n" not in str(error)
+
+
+SUPER = [{"super_pod_id": "0", "server_list": [{"server_id": "node-1"}, {"server_id": "node-0"}]}]
+
+
+def of_super_nodes(**changes):
+    """A table as newer CANN writes it: names in the place of addresses, ids in the super node."""
+    servers = [server(f"node-{node}", range(2 * node, 2 * node + 2)) for node in range(2)]
+    for entry in servers:
+        for device in entry["device"]:
+            device["super_device_id"] = str(114098183 + int(device["rank_id"]))
+    return table(*servers, version="1.2", **{"super_pod_list": SUPER, **changes})
+
+
+def test_version_1_2_with_and_without_host_ip(tmp_path):
+    without = rank_table.read(write(tmp_path, of_super_nodes()))
+    assert [host.address for host in without.hosts] == ["node-0", "node-1"]
+    content = of_super_nodes()
+    for node, entry in enumerate(content["server_list"]):
+        entry["host_ip"] = f"10.0.0.{node + 1}"
+    read = rank_table.read(write(tmp_path, content))
+    assert [host.address for host in read.hosts] == ["10.0.0.1", "10.0.0.2"]
+    assert read.ranks == 4
+
+
+@pytest.mark.parametrize(
+    "pods, said",
+    [
+        ("all", "super_pod_list must be a list"),
+        ([{"server_list": "node-0"}], "super_pod_list must be a list"),
+        ([{"server_list": [{"server_id": "node-9"}]}], "names server_id 'node-9', which server_list has not"),
+        ([{"server_list": [{"server_id": 5}]}], "names server_id 5, which server_list has not"),
+        ([{"server_list": [{"server_id": "node-0"}]}], "does not name server_id node-1"),
+        (SUPER + SUPER, "names a server_id twice"),
+    ],
+)
+def test_wrong_super_nodes_are_one_line(tmp_path, pods, said):
+    path = write(tmp_path, of_super_nodes(super_pod_list=pods))
+    with pytest.raises(UserError, match=f"rank table .*{said}"):
+        rank_table.read(path)
+
+
+def test_a_wrong_host_ip_is_one_line(tmp_path):
+    content = of_super_nodes()
+    content["server_list"][0]["host_ip"] = "node-0; ls"
+    with pytest.raises(UserError, match=r"server_list\[0\].host_ip is 'node-0; ls'"):
+        rank_table.read(write(tmp_path, content))

@@ -1,15 +1,20 @@
 """Where a program computes: the device of model_utils, with the CPU operators of src/ops."""
 
-from model_utils import device
+from model_utils import agreement, device
 from src import ops
 
 
 def set_up(config, exact=False):
-    """The Device of this process; call once, before any network is built. Raises as `device.setup` does.
+    """The Device of this process; call once, before any network is built.
 
     exact: whether its convolutions must be of float32 throughout, for comparison with another program.
+
+    Raises:
+        UserError: as `device.setup`; or processes of the run have another configuration or other code.
     """
-    return device.setup(config, _prepare_cpu, exact)
+    place = device.setup(config, _prepare_cpu, exact)
+    agreement.check(config, place)
+    return place
 
 
 def _prepare_cpu(config, one_of_several):

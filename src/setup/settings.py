@@ -15,6 +15,7 @@ from model_utils import checkpoint, config
 from model_utils.errors import UserError
 from model_utils.key import Alias
 from model_utils.keys import COMMON
+from model_utils.launch import OWN_OPTIONS
 from src import networks
 from src.data import keys as data_keys
 from src.setup import earlier_names
@@ -239,6 +240,11 @@ def _unknown(name, keys, where, method):
     if module := _network_of(name):
         return UserError(
             f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
+        )
+    if name in OWN_OPTIONS:
+        return UserError(
+            f"unknown key {name} ({where}): it is an option of the launcher; start the run by its script, "
+            f"as bash scripts/run_train_cpu.sh --{name} …"
         )
     nearest = difflib.get_close_matches(name, [*keys, *aliases(method)], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the keys"

@@ -1,6 +1,7 @@
 """The one training loop. It drives any `Trainer` and never learns what a method does."""
 
 import contextlib
+import hashlib
 import logging
 import math
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from model_utils import checkpoint, run_log
+from model_utils import agreement, checkpoint, run_log
 from model_utils.device import broadcast_parameters, synchronise_batch_norm
 from model_utils.errors import PeerError, UserError
 from model_utils.modelarts import Outbox
@@ -317,6 +318,7 @@ def run(build, config, device, started):
             this = Run(cell, test_sets, config, device, started)
             if config.resume and device.is_main:
                 this.resume()
+        agreement.same(_data_facts(this), device, "give every host the same data")
         this.share_state()
         cell.ready()
         if device.is_main:
@@ -337,6 +339,23 @@ def run(build, config, device, started):
         return status
 
 
+def _digest(cell):
+    """A digest of all parameters of a cell, which must be the same on every rank."""
+    values = hashlib.sha256()
+    for parameter in cell.get_parameters():
+        values.update(parameter.asnumpy().tobytes())
+    return values.hexdigest()[:16]
+
+
+def _data_facts(this):
+    """{name: text} about the data of a run, that every rank must read from its own disk."""
+    return {
+        "classes": ", ".join(map(str, this.classes)),
+        "steps": ", ".join(f"{phase.name} {phase.steps}" for phase in this.cell.phases),
+        "test domains": ", ".join(this.test_sets),
+    }
+
+
 def _train_and_finish(this, cell, metrics, interrupt):
     config, device, folder = this.config, this.device, this.output_dir
     _log_plan(cell, config)
@@ -354,6 +373,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         return stop.status
     if this.accuracies is None:
         this.evaluate(cell.phases[-1], metrics)
+    log.info("weights after step %d: %s", this.step, _digest(cell.whole))
     if not device.is_main:
         return 0
     checkpoint.save_cell(cell.whole, folder / "network.ckpt", this.meta())
