@@ -25,22 +25,26 @@ keep_to_own_cores()
 
 # Test files that take longest, in this order: with several processes they must not begin last.
 LONGEST = (
-    "test_commands",
-    "test_distributed",
+    "test_hosts",
     "test_contract",
     "test_masf",
+    "test_commands",
+    "test_distributed",
+    "test_kill",
     "test_sweep",
     "test_matrix",
-    "test_kill",
-    "test_feature_cache",
-    "test_hardnet",
-    "test_report",
-    "test_selection",
-    "test_inference",
-    "test_dann_options",
     "test_dann",
+    "test_dann_options",
     "test_adda",
     "test_extending",
+    "test_records",
+    "test_inference",
+    "test_feature_cache",
+    "test_supervised",
+    "test_report",
+    "test_selection",
+    "test_hardnet",
+    "test_deepall",
 )
 
 
