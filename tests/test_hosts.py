@@ -1,6 +1,6 @@
 """Several hosts: what is started on each, how their launchers meet, part and end together.
 
-Drills with real runs in network namespaces are in benchmarks/hosts_drill.py; two of them are run here.
+Drills with real runs in network namespaces are in benchmarks/hosts_drill.py; some of them are run here.
 """
 
 import json
