@@ -49,7 +49,7 @@ DIFFERENCE = "only in the data: violet; only in the model: blue"
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch, place):
     """The commands find the device chosen already; what they do to the log ends with the test."""
-    monkeypatch.setattr("src.setup.place.set_up", lambda config: place)
+    monkeypatch.setattr("src.setup.place.set_up", lambda config, exact=False: place)
     monkeypatch.setattr(model_files, "_set_up", lambda *_, **__: None)
     monkeypatch.setattr("src.evaluation.plots.curves", lambda folder: None)
     log = logging.getLogger("run")
