@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import file_kind, interrupts, paths
+from model_utils import file_kind, interrupts, limited, paths
 from model_utils.errors import UserError, shortened
 from model_utils.quiet import hide_errors
 
@@ -25,6 +25,8 @@ log = logging.getLogger("run")
 META = "training/meta"
 FORMAT = 1  # of META; to be raised when an older program could not read what is written
 PREFIXED = "/"
+VALUE = 1  # the one field of MindSpore's message Checkpoint: a name with a part of a tensor
+CRC_BYTES = 17  # "crc_num" and the number, behind the message
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAME = re.compile(r"step-(\d{8})\.ckpt")
 
@@ -139,6 +141,8 @@ def read(path):
     damaged = f"checkpoint {path} is damaged, cut short or no MindSpore checkpoint; use another one"
     kinds = (ValueError, RuntimeError, TypeError, KeyError, IndexError, MemoryError, OverflowError)
     try:
+        if not limited.is_message(path, fields={VALUE}, ending=CRC_BYTES if _has_crc(path) else 0):
+            raise ValueError("not a message of values")  # MindSpore would read all of it to find that out
         with hide_errors():
             loaded = ms.load_checkpoint(str(path), crc_check=_has_crc(path))
         values = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
@@ -162,7 +166,7 @@ def read(path):
 def _has_crc(path):
     with open(path, "rb") as handle:
         handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, handle.tell() - 17))
+        handle.seek(max(0, handle.tell() - CRC_BYTES))
         return handle.read(7) == b"crc_num"
 
 

@@ -1,133 +1,76 @@
-"""SIGKILL at random moments of a real run, many while a checkpoint is written; then resume to the same end.
+"""SIGKILL at random moments of real runs, and their resumption to the same end: benchmarks/kill_drill.py.
 
-Two kills by default, four where tests are thorough. `KILLS=20 python -m pytest tests/test_kill.py -s` makes
-twenty and prints figures.
+Two kills of DANN by default, four where tests are thorough, and then one of every other scenario.
+`python -m benchmarks.kill_drill --kills 300` makes as many as wanted.
 """
 
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from model_utils import checkpoint, run_log
-from tests.helpers import DEMO, ROOT, environment, options
+from benchmarks import ends, kill_drill
+from tests.helpers import fails, make_data
 
 THOROUGH = os.environ.get("DATA_ROOT") or os.environ.get("THOROUGH") == "1"
-KILLS = int(os.environ.get("KILLS", "4" if THOROUGH else "2"))
-KEYS = {
-    **DEMO,
-    "steps_per_epoch": 5,
-    "n_epoch": 1,
-    "eval_interval": 10,
-    "save_checkpoint_steps": 1,
-    "tensorboard": "false",
-}
-STEPS = 10
-LIMIT = 180  # seconds for anything that takes three
+KILLS = 4 if THOROUGH else 2
+SCENARIOS = [scenario.name for scenario in kill_drill.scenarios(None)]
 
 
-def start(folder, **changes):
-    keys = options(**{**KEYS, "output_dir": folder, **changes})
-    return subprocess.Popen(
-        [sys.executable, "train.py", *keys],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def drilled(name, moments, folder, seed=7):
+    """The Figures of runs of a scenario with these kills, two at most for each run."""
+    data = make_data("hardnet")["dataset_path"] if name == "hardnet" else None
+    (scenario,) = (one for one in kill_drill.scenarios(data) if one.name == name)
+    undisturbed = kill_drill.reference(scenario, folder / "reference")
+    figures, rng = kill_drill.Figures(), random.Random(seed)
+    while figures.kills < len(moments):
+        left = moments[figures.kills : figures.kills + 2]
+        kill_drill.one_run(scenario, folder / f"run-{figures.runs}", undisturbed, left, rng, figures)
+    return figures
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
+    figures = drilled("dann", ["writing", "step"] * (KILLS // 2), tmp_path)
+    assert figures.kills == KILLS and figures.identical == figures.runs > 0
+    assert figures.half_written > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "dann"])
+def test_other_runs_that_are_killed_end_so_too(name, tmp_path):
+    figures = drilled(name, ["step"], tmp_path)
+    assert figures.kills == 1 and figures.identical == figures.runs > 0
+
+
+def test_where_two_ends_differ():
+    one = {"a": np.ones(2, np.float32), "b": np.zeros(1)}, {"a": np.ones(2)}, [{"step": 1, "loss": 0.5}]
+    assert ends.difference(one, one) is None
+    values = {**one[0], "a": np.array([1, 1.5], np.float32)}
+    assert ends.difference(one, (values, *one[1:])) == "a: other numbers"
+    assert ends.difference(one, ({**one[0], "c": 1}, *one[1:])) == "names ['c']"
+    assert "0.25" in ends.difference(one, (*one[:2], [{"step": 1, "loss": 0.25}]))
+
+
+def test_a_run_that_ends_otherwise_is_found(tmp_path, monkeypatch):
+    scenario = kill_drill.scenarios(None)[0]
+    monkeypatch.setattr(kill_drill, "finish", lambda *_: {"a": 1})
+    figures = kill_drill.Figures()
+    fails(
+        lambda: kill_drill.one_run(
+            scenario, tmp_path / "run", ({"a": 2}, 1.0), [], random.Random(0), figures
+        ),
+        "dann: a run that was killed ended otherwise: a: 2 and 1",
     )
+    assert (figures.runs, figures.identical) == (1, 0)
 
 
-def finish(folder, **changes):
-    process = start(folder, **changes)
-    output, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, output
-    return end_of(folder), output
-
-
-def end_of(folder):
-    """All that a finished run leaves: parameters and optimizer state, the network's file, what was logged."""
-    newest, values, _ = checkpoint.newest(folder)
-    assert newest == checkpoint.step_path(folder, STEPS)
-    network, _ = checkpoint.read(folder / "network.ckpt")
-    rows = [
-        {k: v for k, v in row.items() if k != "seconds"}
-        for row in run_log.read_metrics(folder / "metrics.jsonl")
-    ]
-    return values, network, rows
-
-
-def same(one, other):
-    for mine, theirs in zip(one[:2], other[:2], strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-    assert one[2] == other[2]
-
-
-def is_writing(process, folder):
-    """Whether a checkpoint's temporary file of this process is there."""
-    return any((folder / "checkpoints").glob(f".step-*.{process.pid}*"))
-
-
-def wait_for(process, condition):
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-
-
-def steps_logged(folder):
-    return sum(row["kind"] == "train" for row in run_log.read_metrics(folder / "metrics.jsonl"))
-
-
-def kill(process, folder, rng, while_writing):
-    """SIGKILL after a random number of steps: while a checkpoint is written, or up to 50 ms after a step.
-
-    Returns whether a checkpoint was left half written.
-    """
-    steps = rng.randrange(steps_logged(folder), STEPS - 1)
-    wait_for(process, lambda: (folder / "metrics.jsonl").is_file() and steps_logged(folder) >= steps)
-    if while_writing:
-        wait_for(process, lambda: is_writing(process, folder))
-        time.sleep(rng.uniform(0, 0.002))
-    else:
-        time.sleep(rng.uniform(0, 0.05))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return is_writing(process, folder)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    return finish(tmp_path_factory.mktemp("reference"))[0]
-
-
-def test_killed_runs_end_as_if_nothing_had_happened(reference, tmp_path):
-    rng = random.Random(7)
-    kills = torn = ends = 0
-    while kills < KILLS:
-        folder = tmp_path / str(ends)
-        # Every other run is killed a second time, after it was resumed.
-        for _ in range(min(1 + ends % 2, KILLS - kills)):
-            resume = bool(checkpoint.listed(folder))  # killed before its first checkpoint it starts again
-            process = start(folder, resume=resume)
-            torn += kill(process, folder, rng, while_writing=kills % 2 == 0)
-            kills += 1
-        resume = bool(checkpoint.listed(folder))
-        end, output = finish(folder, resume=resume)
-        assert not resume or "resuming from" in output
-        assert not list((folder / "checkpoints").glob(".step-*"))  # nothing half written stays
-        same(end, reference)
-        ends += 1
-    print(
-        f"\n{kills} kills, {torn} of them with a checkpoint half written; {ends} runs, {ends} identical ends"
-    )
-    assert torn > 0
+def test_the_newest_of_several_checkpoints_is_cut_short(tmp_path):
+    folder, rng = tmp_path / "checkpoints", random.Random(0)
+    folder.mkdir()
+    for number in (1, 2):
+        assert not kill_drill.cut_short(tmp_path, rng)
+        (folder / f"step-0000000{number}.ckpt").write_bytes(bytes(100))
+    assert kill_drill.cut_short(tmp_path, rng)
+    sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
+    assert sizes[0] == 100 and sizes[1] < 100

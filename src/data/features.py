@@ -5,12 +5,12 @@ where that one gives images (B, C, S, S). Where the features come from, `src/tra
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 
 from model_utils.digests import digest
 from model_utils.noise import generator
+from src.data import decode
 from src.data.loaders import TestLoader, TrainLoader
 from src.data.reading import Ahead
 
@@ -109,8 +109,8 @@ def _digests(files):
     found = []
     for file in files:
         try:
-            found.append(digest(Path(file).read_bytes()))
-        except OSError:
+            found.append(digest(decode.content(file)))
+        except decode.Unreadable:
             found.append(None)
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_utils import paths
+from model_utils import limited, paths
 from model_utils.errors import UserError
 from model_utils.optional import reason_of, require
 from model_utils.quiet import hide_errors
@@ -23,6 +23,7 @@ from src.setup import settings
 log = logging.getLogger("run")
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875  # of ImageNet classifiers from elsewhere
+MAX_ABOUT_BYTES = 16 * 2**20  # 100,000 class names take 3 MB
 KINDS = {"method": str, "settings": dict, "class_names": list, "preparation": dict}
 
 
@@ -163,10 +164,7 @@ def onnx_about(path):
     path = Path(paths.expanded(path, "model"))
     if not path.is_file():
         raise UserError(f"model: {path} does not exist; give the .onnx file that export.py wrote")
-    try:
-        model = onnx_file.parse(path.read_bytes(), path)
-    except OSError as error:
-        raise UserError(f"model: {path}: {error.strerror}") from error
+    model = onnx_file.parse(onnx_file.message(path), path)
     return _decoded({entry.key: entry.value for entry in model.metadata_props}, path)
 
 
@@ -218,6 +216,8 @@ def _open_mindir(path, device_target, device_id):
 
     damaged = f"model: {path} is damaged, or no MINDIR of this MindSpore ({ms.__version__}); export it again"
     try:
+        if path.stat().st_size > onnx_file.MAX_BYTES or not limited.is_message(path):
+            raise ValueError("no message")
         content = ModelProto()
         content.ParseFromString(path.read_bytes())
         (shape,) = [list(tensor.dims) for value in content.graph.input for tensor in value.tensor]
@@ -233,7 +233,7 @@ def _open_mindir(path, device_target, device_id):
     about, place = {}, f"MindSpore {ms.__version__}, {ms.get_context('device_target')}"
     if sidecar(path).is_file():
         try:
-            about = json.loads(sidecar(path).read_bytes())
+            about = json.loads(limited.content(sidecar(path), MAX_ABOUT_BYTES))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"model: {sidecar(path)} is not valid JSON; export the model again") from error
         about = checked_about(about, sidecar(path))

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from model_utils import file_kind, limited
 from model_utils.errors import UserError
 from model_utils.optional import reason_of, require
 
@@ -26,6 +27,17 @@ def parse(content, path):
         raise UserError(f"model: {path} is damaged, or no ONNX file") from error
 
 
+def message(path):
+    """The bytes of a file that holds one protobuf message; UserError naming `path` if it does not."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES or not limited.is_message(path):
+            raise UserError(f"model: {path} is damaged, or no ONNX file{file_kind.suffix(path)}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"model: {path}: {error.strerror or error}") from error
+
+
 def read(path):
     """The bytes of an ONNX file, with what lies in other files beside it taken in.
 
@@ -33,10 +45,7 @@ def read(path):
         UserError: it can't be read, or what it refers to is missing, too short or elsewhere.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"model: {path}: {error.strerror or error}") from error
+    content = message(path)
     if NAMED_OUTSIDE not in content:
         return content
     model = parse(content, path)

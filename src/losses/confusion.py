@@ -1,11 +1,11 @@
 """Losses on unlabelled predictions: class confusion, information maximisation. Logits: float32 (N, K)."""
 
+import math
+
 import mindspore as ms
 from mindspore import ops
 
 from src.losses.classification import prediction_entropy
-
-TINY = 1e-8  # keeps the logarithm of a class that is never predicted finite
 
 
 def class_confusion(logits, temperature=2.5):
@@ -27,9 +27,16 @@ def class_confusion(logits, temperature=2.5):
 
 
 def prediction_diversity(logits):
-    """Entropy of the mean softmax prediction, in nats: a scalar in [0, ln K]."""
-    mean = ops.mean(ops.softmax(logits, 1), 0)
-    return -ops.sum(mean * ops.log(mean + TINY))
+    """Entropy of the mean softmax prediction, in nats: a scalar in [0, ln K].
+
+    The logarithm of a mean over rows is written with ops.log_softmax: over one class's column l it is
+    l - log_softmax(l) - ln N in each row. On a CPU the last bit of ops.log depends on how MindSpore divides
+    the elements among threads, which it tries out during the first steps; a resumed run would not end
+    bit-identical.
+    """
+    columns = ops.transpose(ops.log_softmax(logits, 1), (1, 0))
+    log_means = ops.mean(columns - ops.log_softmax(columns, 1), 1) - math.log(logits.shape[0])
+    return -ops.sum(ops.exp(log_means) * log_means)
 
 
 def information_loss(logits):

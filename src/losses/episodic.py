@@ -3,6 +3,8 @@
 Rows of a batch are grouped by domain: D domains of B images each, N = D·B; the last is the meta-test domain.
 """
 
+import math
+
 import mindspore as ms
 from mindspore import ops
 
@@ -27,17 +29,23 @@ def one_hot(labels, classes):
 def class_distributions(logits, labels, domains, temperature):
     """Each domain's soft labels: softmax of a class's mean logits at `temperature` (paper, equation 3).
 
-    logits (N, C), labels int32 (N,). Returns two arrays: (domains, C, C), whose row c is the distribution of
-    class c, clipped to [1e-8, 1], and (domains, C), 1 where the domain has the class and 0 where it has not.
+    logits (N, C), labels int32 (N,). Returns three arrays: (domains, C, C), whose row c is the distribution
+    of class c, clipped to [1e-8, 1]; its logarithm; and (domains, C), 1 where the domain has the class and 0
+    where it has not.
+
+    The logarithm is that of ops.log_softmax. On a CPU the last bit of ops.log depends on how MindSpore
+    divides the elements among threads, which it tries out during the first steps; a resumed run would not end
+    bit-identical.
     """
     classes = logits.shape[1]
     hot = ops.reshape(one_hot(labels, classes), (domains, -1, classes))
     counts = ops.sum(hot, 1)
     sums = ops.bmm(ops.transpose(hot, (0, 2, 1)), ops.reshape(logits, (domains, -1, classes)))
     # An absent class divides by 1: its row is masked out, and stays finite in the gradient, too.
-    means = sums / ops.expand_dims(ops.maximum(counts, 1.0), 2)
-    soft = ops.softmax(means / temperature, 2)
-    return ops.clamp(soft, SMALLEST, 1.0), ops.cast(counts > 0, ms.float32)
+    means = sums / ops.expand_dims(ops.maximum(counts, 1.0), 2) / temperature
+    soft = ops.clamp(ops.softmax(means, 2), SMALLEST, 1.0)
+    logs = ops.clamp(ops.log_softmax(means, 2), math.log(SMALLEST), 0.0)
+    return soft, logs, ops.cast(counts > 0, ms.float32)
 
 
 def global_loss(logits, labels, domains, temperature=2.0):
@@ -46,11 +54,11 @@ def global_loss(logits, labels, domains, temperature=2.0):
     ½(KL(p‖q) + KL(q‖p)) between the last domain and each other, summed over the classes both have, divided by
     the number of all classes; the mean over the other domains.
     """
-    soft, present = class_distributions(logits, labels, domains, temperature)
+    soft, logs, present = class_distributions(logits, labels, domains, temperature)
     p, q = soft[:-1], soft[-1:]
     both = present[:-1] * present[-1:]
     # p·(ln p - ln q) + q·(ln q - ln p), summed: the two directions in one expression
-    divergence = 0.5 * ops.sum((p - q) * (ops.log(p) - ops.log(q)), 2)
+    divergence = 0.5 * ops.sum((p - q) * (logs[:-1] - logs[-1:]), 2)
     return ops.sum(divergence * both) / (soft.shape[1] * p.shape[0])
 
 
