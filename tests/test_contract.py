@@ -282,6 +282,14 @@ def test_configuration_files_resolve(path):
         assert settings.as_dict()[key] == wanted
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_files_set_nothing_that_their_method_refuses(path):
+    settings = experiment.load([f"--config={path}"])
+    method = find_method(settings.method)
+    refused = [*method.OWN_STEP, *(method.ON_IMAGES if settings.cache_features else ())]
+    assert [n for n in refused if getattr(settings, n) != settings.keys[n].default] == []
+
+
 def test_config_yaml_holds_every_common_key_and_the_recipe_of_its_method():
     base, settings = config.read_yaml(ROOT / "config.yaml"), experiment.load([])
     assert set(base) == set(settings.keys)
