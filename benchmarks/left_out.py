@@ -74,7 +74,7 @@ def table(runs):
 
 
 def kept(path=KEPT):
-    """{title: {"command", "runs"}} of what was saved; {} if nothing was."""
+    """{title: {"commands", "runs"}} of what was saved; {} if nothing was."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -99,7 +99,10 @@ def main():
     if options.save:
         command = ["python -m benchmarks.left_out PACS", "--methods", *options.methods]
         command += ["--seeds", *map(str, options.seeds), *keys]
-        content = kept() | {options.save: {"command": " ".join(command), "runs": found}}
+        content = kept()
+        entry = content.setdefault(options.save, {"commands": [], "runs": {}})
+        entry["commands"] = sorted({*entry["commands"], " ".join(command)})
+        entry["runs"] |= found
         with atomic(KEPT) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0

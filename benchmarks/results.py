@@ -258,7 +258,7 @@ def _left_out_tables(path):
     """The section on domains left out, on kept features; "" if nothing was kept."""
     lines = []
     for title, entry in left_out.kept(path).items():
-        lines += [f"## {title}", "", *left_out.table(entry["runs"]), "", "```", entry["command"], "```", ""]
+        lines += [f"## {title}", "", *left_out.table(entry["runs"]), "", "```", *entry["commands"], "```", ""]
     return "\n".join(lines).rstrip()
 
 
