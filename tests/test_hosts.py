@@ -606,13 +606,15 @@ def drills(tmp_path):
     return hosts_drill.Drills(tmp_path)
 
 
-long = pytest.mark.skipif(os.environ.get("THOROUGH") != "1", reason="long: runs with THOROUGH=1")
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
-    ["plain", "worker_killed", pytest.param("launcher_killed_of_three", marks=long), "hosts_disagree"],
+    [
+        "plain",
+        "hosts_disagree",
+        pytest.param("worker_killed", marks=pytest.mark.long),
+        pytest.param("launcher_killed_of_three", marks=pytest.mark.long),
+    ],
 )
 def test_drill(name, drills):
     assert getattr(drills, f"drill_{name}")()["wrong"] == []
