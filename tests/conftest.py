@@ -54,19 +54,13 @@ def _place(item):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first. Tests marked `long` run with THOROUGH=1 alone; those marked `thorough` also in
-    continuous integration, which has real data.
-    """
+    """The longest files first; tests marked `thorough` only with THOROUGH=1."""
     items.sort(key=_place)
     if os.environ.get("THOROUGH") == "1":
         return
-    left_out = {"long": "THOROUGH=1"}
-    if not os.environ.get("DATA_ROOT"):
-        left_out["thorough"] = "DATA_ROOT or THOROUGH=1"
     for item in items:
-        for mark, setting in left_out.items():
-            if item.get_closest_marker(mark):
-                item.add_marker(pytest.mark.skip(reason=f"{mark}: runs with {setting}"))
+        if item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.skip(reason="thorough: runs with THOROUGH=1"))
 
 
 @pytest.fixture(scope="session", autouse=True)

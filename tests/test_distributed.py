@@ -11,7 +11,7 @@ import pytest
 from model_utils import run_log
 from tests.helpers import ROOT, environment
 
-THOROUGH = bool(os.environ.get("DATA_ROOT")) or os.environ.get("THOROUGH") == "1"
+THOROUGH = os.environ.get("THOROUGH") == "1"
 
 
 @pytest.fixture(scope="module")

@@ -606,14 +606,13 @@ def drills(tmp_path):
     return hosts_drill.Drills(tmp_path)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [
-        "plain",
+        pytest.param("plain", marks=pytest.mark.thorough),
         "hosts_disagree",
-        pytest.param("worker_killed", marks=pytest.mark.long),
-        pytest.param("launcher_killed_of_three", marks=pytest.mark.long),
+        pytest.param("worker_killed", marks=pytest.mark.thorough),
+        pytest.param("launcher_killed_of_three", marks=pytest.mark.thorough),
     ],
 )
 def test_drill(name, drills):

@@ -36,7 +36,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
     assert figures.half_written > 0
 
 
-@pytest.mark.long
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "dann"])
 def test_other_runs_that_are_killed_end_so_too(name, tmp_path):
     figures = drilled(name, ["step"], tmp_path)
