@@ -5,6 +5,7 @@ the other one SECONDS later. Run it in the namespace that has both ports. Frames
 network allows and carry their checksums: see `plain`, for the interface at the other end.
 """
 
+import argparse
 import ctypes
 import fcntl
 import heapq
@@ -12,7 +13,6 @@ import itertools
 import select
 import socket
 import struct
-import sys
 import time
 
 ETH_P_ALL = 3
@@ -51,8 +51,20 @@ def forward(ports, seconds):
             other.send(frame)
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "plain":
-        plain(sys.argv[2])
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "ports", nargs=2, metavar="PORT", help="two ports, or the word plain and an interface"
+    )
+    parser.add_argument("seconds", nargs="?", type=float, default=0.0)
+    arguments = parser.parse_args()
+    if arguments.ports[0] == "plain":
+        plain(arguments.ports[1])
     else:
-        forward(sys.argv[1:3], float(sys.argv[3]))
+        forward(arguments.ports, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
