@@ -5,7 +5,18 @@ import math
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import build, command, fails, make_data, open_task, options, refused, tiny_config, train
+from helpers import (
+    build,
+    command,
+    fails,
+    make_data,
+    open_task,
+    options,
+    refused,
+    same_at_every_call,
+    tiny_config,
+    train,
+)
 from mindspore import nn
 
 from src.losses.adamatch import AdaMatchLoss
@@ -254,11 +265,4 @@ def test_shot_refuses_in_one_line(tmp_path):
 
 
 def test_information_does_not_depend_on_how_mindspore_shares_out_the_work():
-    """MindSpore tries out numbers of threads from the fifth call on; a resumed run begins to count anew."""
-    gradient = ms.jit(ms.value_and_grad(information_loss))
-    for seed in range(8):
-        logits = ms.Tensor(np.random.default_rng(seed).normal(size=(16, 10)).astype(np.float32))
-        found = [(value.asnumpy(), slope.asnumpy()) for value, slope in (gradient(logits) for _ in range(12))]
-        assert all(
-            np.array_equal(one, other) for pair in found for one, other in zip(pair, found[0], strict=True)
-        )
+    same_at_every_call(information_loss, lambda rng: rng.normal(size=(16, 10)))
