@@ -1,5 +1,6 @@
 """Commands of this repository as child processes that get the signals sent to their parent."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,21 +78,15 @@ class Group:
         self.processes.append(process)
         if self.received:  # between the question and the start
             process.send_signal(self.received[0])
-        told = False
-        while (status := _ended(process)) is None:
-            if until and not told and until():
+        status, told = None, False
+        while status is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(timeout=0.5 if until and not told else None)
+            if status is None and until():
                 told = True
                 process.send_signal(signal.SIGTERM)
         self.processes.remove(process)
         return status
-
-
-def _ended(process):
-    """The exit status of a process, None if it still runs after half a second."""
-    try:
-        return process.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def run(words, output=None):

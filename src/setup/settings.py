@@ -15,7 +15,6 @@ from model_utils import checkpoint, config
 from model_utils.errors import UserError
 from model_utils.key import Alias
 from model_utils.keys import COMMON
-from model_utils.launch import OWN_OPTIONS
 from src import networks
 from src.data import keys as data_keys
 from src.setup import earlier_names
@@ -241,6 +240,8 @@ def _unknown(name, keys, where, method):
         return UserError(
             f"unknown key {name} ({where}): it belongs to network {module}; add --network {module}"
         )
+    from model_utils.launch import OWN_OPTIONS  # only here: no command needs the launcher to start
+
     if name in OWN_OPTIONS:
         return UserError(
             f"unknown key {name} ({where}): it is an option of the launcher; start the run by its script, "

@@ -108,9 +108,7 @@ class Sweep:
         values = [{name: self._suggest(trial, name) for name in self.space} for trial in trials]
         with child.Group() as group, ThreadPoolExecutor(len(trials)) as threads:
             shares = child.shares(self.options.workers)
-            ends = list(
-                threads.map(functools.partial(self._end, group), trials, values, shares[: len(trials)])
-            )
+            ends = list(threads.map(functools.partial(self._end, group), trials, values, shares))
         # All ends are kept before the first one counts: no trial is judged by others of its batch.
         for trial, end in zip(trials, ends, strict=True):
             trial.set_user_attr(END, dataclasses.asdict(end))
