@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from model_utils import child
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
@@ -61,8 +62,8 @@ def train(words, given, folder, cores):
 
 def side_by_side(job, tasks, workers):
     """[job(task, cores)] of all tasks in their order, `workers` at a time."""
-    every = sorted(os.sched_getaffinity(0))
-    free = [set(every[number::workers]) for number in range(workers)]
+    every = os.sched_getaffinity(0)
+    free = [cores or every for cores in child.shares(workers)]
 
     def one(task):
         cores = free.pop()

@@ -49,42 +49,34 @@ class Drills:
             self._references[name] = found
         return self._references[name]
 
+    def _plain(self, drill, *reference):
+        """The outcome of a run that nothing is done to; `reference`: arguments of `reference`."""
+        drill.start()
+        drill.end(END_SECONDS)
+        drill.must(0)
+        drill.must_equal(self.reference(*reference))
+        return drill.outcome()
+
     def drill_plain(self):
         """DANN, two hosts, a process each | weights equal on all ranks, and to one host with two processes"""
         with Drill(self.folder / "plain") as drill:
-            drill.start()
-            drill.end(END_SECONDS)
-            drill.must(0)
-            drill.must_equal(self.reference("dann2", 2))
-            return drill.outcome()
+            return self._plain(drill, "dann2", 2)
 
     def drill_plain_two_each(self):
         """DANN, two hosts, two processes each | the same, one host with four"""
         with Drill(self.folder / "two-each", processes=2) as drill:
-            drill.start()
-            drill.end(END_SECONDS)
-            drill.must(0)
-            drill.must_equal(self.reference("dann4", 4))
-            return drill.outcome()
+            return self._plain(drill, "dann4", 4)
 
     def drill_plain_three_hosts(self):
         """DANN, three hosts, a process each | the same, one host with three"""
         with Drill(self.folder / "three", count=3) as drill:
-            drill.start()
-            drill.end(END_SECONDS)
-            drill.must(0)
-            drill.must_equal(self.reference("dann3", 3))
-            return drill.outcome()
+            return self._plain(drill, "dann3", 3)
 
     def drill_plain_hardnet(self):
         """HarDNet-39DS on a small folder, two hosts | the same, one host with two"""
         keys = {**HARDNET, "dataset_path": images(self.folder / "images")}
         with Drill(self.folder / "hardnet", keys=keys) as drill:
-            drill.start()
-            drill.end(END_SECONDS)
-            drill.must(0)
-            drill.must_equal(self.reference("hardnet2", 2, keys))
-            return drill.outcome()
+            return self._plain(drill, "hardnet2", 2, keys)
 
     def drill_worker_killed(self):
         """SIGKILL to the worker of the second host, then --resume true | status 1 within 60 s, host and rank

@@ -14,14 +14,10 @@ benchmarks/results/left_out.json, which docs/results.md shows.
 
 import argparse
 import itertools
-import json
-import statistics
 from pathlib import Path
 
-from benchmarks import children, pairs
-from benchmarks.report import spread
+from benchmarks import children, pairs, report
 from model_utils import cli, config
-from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from src.data.files import subfolders
 from src.setup import settings as experiment
@@ -35,16 +31,10 @@ def everything(options, keys):
 
     def one(job, cores):
         method, domain, seed = job
-        words = [
-            f"--config=configs/photos_{method}.yaml",
-            f"--target_domain={domain}",
-            f"--seed={seed}",
-            *keys,
-        ]
+        words = [f"--config=configs/photos_{method}.yaml", f"--target_domain={domain}", f"--seed={seed}"]
         given = [f"--domains_image_root={options.root}", f"--feature_folder={options.folder / 'features'}"]
-        result = children.train(
-            [*words, *keys], given, options.folder / f"{method}-{domain}-seed{seed}", cores
-        )
+        folder = options.folder / f"{method}-{domain}-seed{seed}"
+        result = children.train([*words, *keys], given, folder, cores)
         accuracy = 100 * result["accuracy"][domain]
         print(
             f"{method} without {domain}, seed {seed}: {accuracy:.2f} % in {result['seconds']:.0f} s",
@@ -61,21 +51,7 @@ def everything(options, keys):
 def table(runs):
     """Lines of a Markdown table: domains left out in columns, methods in rows."""
     domains = sorted({domain for of_method in runs.values() for domain in of_method}, key=pairs.order)
-    lines = [f"| method | {' | '.join(domains)} | mean | seeds |", "|---" * (len(domains) + 3) + "|"]
-    for method, of_method in runs.items():
-        seeds = sorted(set.intersection(*(set(of_method.get(domain, {})) for domain in domains)), key=int)
-        if not seeds:
-            continue
-        cells = [f"{statistics.mean(of_method[d][seed][0] for seed in seeds):.1f}" for d in domains]
-        means = [statistics.mean(of_method[d][seed][0] for d in domains) for seed in seeds]
-        mean = spread(means) if len(means) > 2 else ", ".join(f"{value:.2f}" for value in means)
-        lines.append(f"| {' | '.join([method, *cells, mean, ', '.join(seeds)])} |")
-    return lines
-
-
-def kept(path=KEPT):
-    """{title: {"commands", "runs"}} of what was saved; {} if nothing was."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return report.table_of_runs(runs, domains, domains)
 
 
 def main():
@@ -99,12 +75,7 @@ def main():
     if options.save:
         command = ["python -m benchmarks.left_out PACS", "--methods", *options.methods]
         command += ["--seeds", *map(str, options.seeds), *keys]
-        content = kept()
-        entry = content.setdefault(options.save, {"commands": [], "runs": {}})
-        entry["commands"] = sorted({*entry["commands"], " ".join(command)})
-        entry["runs"] |= found
-        with atomic(KEPT) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        report.keep_runs(KEPT, options.save, " ".join(command), found)
     return 0
 
 

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks import compiled
-from model_utils import cli
+from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
@@ -314,11 +314,7 @@ def main():
     if missing:
         raise UserError(f"operators: {missing[0]}; give it another path there, and name it in OTHER_PATHS")
     text = page(lists)
-    if not arguments.check:
-        with atomic(PAGE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        raise UserError("docs/operators.md is not what the source gives; run python -m benchmarks.operators")
+    generated_page.write(PAGE, text, arguments.check, "benchmarks.operators")
     print(text if not arguments.check else f"{PAGE.relative_to(ROOT)}: up to date")
 
 

@@ -19,15 +19,11 @@ benchmarks/results/pairs.json, which docs/results.md shows.
 
 import argparse
 import itertools
-import json
-import statistics
 import sys
 from pathlib import Path
 
-from benchmarks import children
-from benchmarks.report import spread
+from benchmarks import children, report
 from model_utils import cli, config
-from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from src.data.files import subfolders
@@ -87,29 +83,10 @@ def everything(arguments, keys):
 
 
 def table(runs, kind="method"):
-    """Lines of a Markdown table: pairs in columns, methods in rows.
-
-    runs: {method: {"source-target": {seed: [accuracy in %, seconds]}}}. A row takes the seeds that all pairs
-    of its method have; its cells are means over them, the last one the mean over pairs.
-    """
+    """Lines of a Markdown table: pairs in columns, methods in rows; see `report.table_of_runs`."""
     pairs = sorted({pair for of_method in runs.values() for pair in of_method}, key=_order_of_pair)
-    heads = [
-        kind,
-        *(f"{one[0].upper()}→{other[0].upper()}" for one, other in map(_split, pairs)),
-        "mean",
-        "seeds",
-    ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method, of_method in runs.items():
-        seeds = sorted(set.intersection(*(set(of_method.get(pair, {})) for pair in pairs)), key=int)
-        if not seeds:
-            continue
-        cells = [statistics.mean(of_method[pair][seed][0] for seed in seeds) for pair in pairs]
-        means = [statistics.mean(of_method[pair][seed][0] for pair in pairs) for seed in seeds]
-        mean = spread(means) if len(means) > 2 else ", ".join(f"{value:.2f}" for value in means)
-        cells = [f"{cell:.1f}" for cell in cells]
-        lines.append(f"| {' | '.join([method, *cells, mean, ', '.join(seeds)])} |")
-    return lines
+    heads = [f"{one[0].upper()}→{other[0].upper()}" for one, other in map(_split, pairs)]
+    return report.table_of_runs(runs, pairs, heads, kind)
 
 
 def _split(pair):
@@ -123,27 +100,10 @@ def _order_of_pair(pair):
 def as_runs(found):
     """{method: {pair: {seed: [accuracy, seconds]}}} of what `everything` returns."""
     runs = {}
-    for (method, pair, seed), values in found.items():
-        runs.setdefault(method, {}).setdefault("-".join(pair), {})[str(seed)] = list(values)
+    for (method, pair, seed), (accuracy, seconds) in found.items():
+        of_pair = runs.setdefault(method, {}).setdefault("-".join(pair), {})
+        of_pair[str(seed)] = [round(accuracy, 4), round(seconds, 1)]
     return runs
-
-
-def kept(path=KEPT):
-    """{title: {"command", "runs"}} of what was saved; {} if nothing was."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def save(found, title, command):
-    """Add results to those that are kept under a title."""
-    content = kept()
-    entry = content.setdefault(title, {"commands": [], "runs": {}})
-    entry["commands"] = sorted({*entry["commands"], command})
-    for method, of_method in as_runs(found).items():
-        for pair, of_pair in of_method.items():
-            known = entry["runs"].setdefault(method, {}).setdefault(pair, {})
-            known |= {seed: [round(a, 4), round(seconds, 1)] for seed, (a, seconds) in of_pair.items()}
-    with atomic(KEPT) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def command(arguments, keys):
@@ -199,7 +159,7 @@ def main():
     found = everything(arguments, keys)
     print("\n".join(table(as_runs(found))))
     if arguments.save:
-        save(found, arguments.save, command(arguments, keys))
+        report.keep_runs(KEPT, arguments.save, command(arguments, keys), as_runs(found))
     return 0
 
 

@@ -9,6 +9,8 @@ import os
 import statistics
 import sys
 
+from model_utils.checkpoint import atomic
+
 VARIABLE = "BENCHMARK_FIGURES"
 
 
@@ -38,3 +40,44 @@ def spread(values, digits=2, sign=""):
     """'93.10 ± 0.40', mean and standard deviation of the sample; without the latter for one value."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
+
+
+# Runs of several methods on several columns: {method: {column: {seed: [accuracy in %, seconds]}}}.
+
+
+def table_of_runs(runs, columns, heads, kind="method"):
+    """Lines of a Markdown table of accuracies, methods in rows.
+
+    A row takes the seeds that all columns of its method have. Its cells are means over them; the last but one
+    is the mean over columns, mean ± standard deviation of the sample over three seeds or more.
+
+    Args:
+        heads: what stands above each of `columns`. kind: what stands above the methods.
+    """
+    lines = [f"| {' | '.join([kind, *heads, 'mean', 'seeds'])} |", "|---" * (len(columns) + 3) + "|"]
+    for method, of_method in runs.items():
+        seeds = sorted(set.intersection(*(set(of_method.get(name, {})) for name in columns)), key=int)
+        if not seeds:
+            continue
+        cells = [f"{statistics.mean(of_method[name][seed][0] for seed in seeds):.1f}" for name in columns]
+        means = [statistics.mean(of_method[name][seed][0] for name in columns) for seed in seeds]
+        mean = spread(means) if len(means) > 2 else ", ".join(f"{value:.2f}" for value in means)
+        lines.append(f"| {' | '.join([method, *cells, mean, ', '.join(seeds)])} |")
+    return lines
+
+
+def kept_runs(path):
+    """{title: {"commands", "runs"}} of a file of kept runs; {} if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def keep_runs(path, title, command, runs):
+    """Add runs to those that a file keeps under a title."""
+    content = kept_runs(path)
+    entry = content.setdefault(title, {"commands": [], "runs": {}})
+    entry["commands"] = sorted({*entry["commands"], command})
+    for method, of_method in runs.items():
+        for column, of_column in of_method.items():
+            entry["runs"].setdefault(method, {}).setdefault(column, {}).update(of_column)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import left_out, pairs, selection_pools
+from benchmarks import left_out, pairs, report, selection_pools
 from benchmarks.report import spread
-from model_utils import cli
+from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
@@ -57,6 +57,9 @@ def test_rows(folder):
             }
             rows.append([row["phase"], row["step"], round(row["seconds"], 1), named])
     return rows
+
+
+OF_PAIRS = "Accuracy on all target images, last checkpoint, in %. The first letter is the labelled source."
 
 
 def keep(folder, kept=KEPT):
@@ -242,23 +245,15 @@ def _times_table(kept):
     )
 
 
-def _pairs_tables(kept):
-    """Sections on every pair of domains, one for each title that `python -m benchmarks.pairs` has kept."""
-    lines = []
-    for title, entry in pairs.kept(Path(kept) / pairs.KEPT.name).items():
-        lines += [f"## {title}", ""]
-        lines += [
-            "Accuracy on all target images, last checkpoint, in %. The first letter is the labelled source."
-        ]
-        lines += ["", *pairs.table(entry["runs"]), "", "```", *entry["commands"], "```", ""]
-    return "\n".join(lines).rstrip()
+def _tables_of_runs(path, table, text=None):
+    """Sections of the runs that `report.keep_runs` keeps in a file, one for each title; "" without any.
 
-
-def _left_out_tables(path):
-    """The section on domains left out, on kept features; "" if nothing was kept."""
+    table: runs -> lines of a table. text: a line above it.
+    """
+    above = [text, ""] if text else []
     lines = []
-    for title, entry in left_out.kept(path).items():
-        lines += [f"## {title}", "", *left_out.table(entry["runs"]), "", "```", *entry["commands"], "```", ""]
+    for title, entry in report.kept_runs(path).items():
+        lines += [f"## {title}", "", *above, *table(entry["runs"]), "", "```", *entry["commands"], "```", ""]
     return "\n".join(lines).rstrip()
 
 
@@ -298,8 +293,8 @@ def page(kept=KEPT):
     parts = [
         INTRODUCTION,
         *parts,
-        _pairs_tables(kept),
-        _left_out_tables(Path(kept) / left_out.KEPT.name),
+        _tables_of_runs(Path(kept) / pairs.KEPT.name, pairs.table, OF_PAIRS),
+        _tables_of_runs(Path(kept) / left_out.KEPT.name, left_out.table),
         _selection_table(Path(kept) / selection_pools.KEPT.name),
         _times_table(kept),
         _figures_table(figures(kept)),
@@ -336,14 +331,7 @@ def main():
     for folder in arguments.keep:
         print(f"kept {keep(folder).relative_to(ROOT)}")
     text = page()
-    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if arguments.check and text != current:
-        raise UserError(
-            f"{PAGE.relative_to(ROOT)} is not what the results give; run python -m benchmarks.results"
-        )
-    if not arguments.check:
-        with atomic(PAGE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    generated_page.write(PAGE, text, arguments.check, "benchmarks.results")
     groups = load()
     print(f"{PAGE.relative_to(ROOT)}: {sum(map(len, groups.values()))} runs, {len(groups)} experiments")
 

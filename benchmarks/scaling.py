@@ -12,7 +12,7 @@ import argparse
 import json
 
 from benchmarks import results
-from model_utils import cli
+from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
@@ -239,11 +239,7 @@ def main():
     if arguments.measure:
         measure()
     text = page(json.loads(KEPT.read_text(encoding="utf-8")))
-    if not arguments.check:
-        with atomic(PAGE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        raise UserError("docs/scaling.md is not what the figures give; run python -m benchmarks.scaling")
+    generated_page.write(PAGE, text, arguments.check, "benchmarks.scaling")
     print(f"{PAGE.relative_to(ROOT)}: {len(TIMED)} tables")
 
 

@@ -5,17 +5,15 @@ exception, never a process that dies or hangs. The same examples every time;
 `EXAMPLES=1000 python -m pytest tests/test_hostile.py` makes more of them.
 """
 
-import io
-import json
 import os
 import signal
 
 import numpy as np
-import pth_files as pth
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.hostile_files import NUMBERS, a_mat, a_mindir, a_pickle, a_rank_table, a_state
 from model_utils import checkpoint, rank_table
 from model_utils.errors import UserError
 from model_utils.restricted_pickle import load_numpy_pickle, load_torch
@@ -33,7 +31,6 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 LIMIT = 30  # seconds for one file; a good one takes milliseconds
-NUMBERS = (b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), b"\x00\x00\x00\x80", b"\x80")
 
 
 @st.composite
@@ -101,50 +98,12 @@ def a_checkpoint(folder):
     return path.read_bytes()
 
 
-def a_state(folder, legacy):
-    arrays = {"a.weight": np.arange(12, dtype="f4").reshape(3, 4), "a.bias": np.ones(3, "f4")}
-    return pth.write_state(folder / "good.pth", arrays, legacy).read_bytes()
-
-
-def a_numpy_pickle(folder):
-    np.save(folder / "good.npy", {"conv1": {"weights": np.ones((2, 3), "f4"), "biases": np.zeros(3)}})
-    return (folder / "good.npy").read_bytes()
-
-
 def an_idx(folder):
     return idx.header((5, 4, 4)) + bytes(range(80))
 
 
-def a_mat(folder):
-    from scipy.io import savemat
-
-    content = io.BytesIO()
-    savemat(content, {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.array([[1], [2], [10], [4]])})
-    return content.getvalue()
-
-
-def a_rank_table(folder):
-    devices = [{"device_id": str(i), "device_ip": f"10.0.0.{i}", "rank_id": str(i)} for i in range(4)]
-    server = {"server_id": "10.0.0.1", "device": devices}
-    table = {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [server]}
-    return json.dumps(table).encode()
-
-
 def an_onnx(folder):
     return write_onnx(folder / "good.onnx").read_bytes()
-
-
-def a_mindir(folder):
-    import mindspore as ms
-    from mindspore import nn
-
-    network = nn.SequentialCell(nn.Conv2d(3, 4, 8, pad_mode="valid"), nn.Flatten(), nn.Dense(4, 2))
-    network.set_train(False)
-    path = folder / "good.mindir"
-    ms.export(
-        network, ms.Tensor(np.ones((2, 3, 8, 8), np.float32)), file_name=str(path), file_format="MINDIR"
-    )
-    return path.read_bytes()
 
 
 def open_mindir(path):
@@ -170,7 +129,7 @@ READERS = {
     "ckpt of a run": (a_checkpoint, "bad.ckpt", checkpoint.stored_config),
     "pth": (lambda folder: a_state(folder, False), "bad.pth", load_torch),
     "pth before 1.6": (lambda folder: a_state(folder, True), "bad.pth", _hardnet_weights.read_state),
-    "npy": (a_numpy_pickle, "bad.npy", load_numpy_pickle),
+    "npy": (a_pickle, "bad.npy", load_numpy_pickle),
     "idx": (an_idx, "bad-idx3-ubyte", lambda path: idx.read(path, 3)),
     "mat": (a_mat, "test_32x32.mat", read_svhn),
     "rank table": (a_rank_table, "bad.json", rank_table.read),

@@ -184,6 +184,15 @@ def team(port, node, count=2, patience=20.0, **facts):
     return Team(names, node, "127.0.0.1", port, patience, {"hosts": ",".join(names), **facts})
 
 
+def at_once(call, count):
+    """call(0) to call(count - 1), each in a thread of its own."""
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
 def met(*teams, stopped=lambda: False):
     """[a Link, or the line of its UserError] of each team, met at the same time."""
     found = [None] * len(teams)
@@ -197,11 +206,7 @@ def met(*teams, stopped=lambda: False):
         except UserError as error:
             found[index] = str(error)
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(teams))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    at_once(one, len(teams))
     return found
 
 
@@ -212,11 +217,7 @@ def concluded(links, outcomes):
     def one(index):
         found[index] = links[index].conclude(outcomes[index], lambda: False)
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(links))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    at_once(one, len(links))
     return found
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import fails
 
-from benchmarks import pairs
+from benchmarks import pairs, report
 
 RUNS = {
     "mcc": {
@@ -26,11 +26,10 @@ def test_a_row_takes_the_seeds_that_all_pairs_have():
     ]
 
 
-def test_results_are_kept_under_their_title(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "KEPT", tmp_path / "pairs.json")
-    monkeypatch.setattr(pairs.kept, "__defaults__", (tmp_path / "pairs.json",))
-    pairs.save({("mcc", ("photo", "sketch"), 0): (33.33333, 8.04)}, "A", "one")
-    pairs.save({("mcc", ("photo", "sketch"), 1): (44.0, 8.0)}, "A", "two")
+def test_results_are_kept_under_their_title(tmp_path):
+    for command, seed, values in (("one", 0, (33.33333, 8.04)), ("two", 1, (44.0, 8.0))):
+        runs = pairs.as_runs({("mcc", ("photo", "sketch"), seed): values})
+        report.keep_runs(tmp_path / "pairs.json", "A", command, runs)
     content = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))
     assert content["A"]["commands"] == ["one", "two"]
     assert content["A"]["runs"] == {"mcc": {"photo-sketch": {"0": [33.3333, 8.0], "1": [44.0, 8.0]}}}

@@ -13,10 +13,8 @@ import argparse
 import dataclasses
 import sys
 
-from model_utils import cli
-from model_utils.checkpoint import atomic
+from model_utils import cli, generated_page
 from model_utils.config import ROOT
-from model_utils.errors import UserError
 from model_utils.keys import COMMON
 from src import networks
 from src.data import keys
@@ -77,11 +75,7 @@ def main():
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     text = page()
-    if not arguments.check:
-        with atomic(PAGE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        raise UserError("docs/keys.md is not what the keys give; run python -m src.setup.key_tables")
+    generated_page.write(PAGE, text, arguments.check, "src.setup.key_tables")
     print(f"{PAGE.relative_to(ROOT)}: {text.count('| `')} keys")
 
 
