@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import left_out, pairs, report, selection_pools
+from benchmarks import left_out, pairs, ranking, report, selection_pools
 from benchmarks.report import spread
 from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
@@ -292,6 +292,7 @@ def page(kept=KEPT):
         raise UserError(f"{EXPERIMENTS.name} knows no experiment {names}; add it there")
     parts = [
         INTRODUCTION,
+        ranking.page(groups, kept),
         *parts,
         _tables_of_runs(Path(kept) / pairs.KEPT.name, pairs.table, OF_PAIRS),
         _tables_of_runs(Path(kept) / left_out.KEPT.name, left_out.table),

@@ -28,6 +28,7 @@ from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from src.selection import pool as pools
+from src.selection.pool import DEFAULT
 
 KEPT = ROOT / "benchmarks" / "results" / "selection.json"
 PAIRS = ("photo-art_painting", "photo-cartoon", "art_painting-cartoon", "cartoon-photo")
@@ -120,11 +121,11 @@ def table(found):
 
 def pool_lines(found):
     """Lines of a Markdown table of the pools themselves."""
-    heads = ("pool", "runs", "worst", "median", "best (oracle)", "share of time")
+    heads = ("pool", "runs", "worst", "median", f"chosen by `{DEFAULT}`", "best (oracle)", "share of time")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, pool in found.items():
         values = pool["accuracies"]
-        shown = (min(values), statistics.median(values), max(values))
+        shown = (min(values), statistics.median(values), pool["rules"][DEFAULT]["accuracy"], max(values))
         share = f"{100 * pool['time_share']:.1f} %" if "time_share" in pool else "–"
         lines.append(
             f"| {name} | {len(values)} | {' | '.join(f'{value:.2f}' for value in shown)} | {share} |"

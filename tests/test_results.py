@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as entry
-from benchmarks import report, results
+from benchmarks import ranking, report, results
 from model_utils.errors import UserError
 
 
@@ -67,6 +67,29 @@ def test_domains_left_out_are_told_apart(tmp_path):
 def test_what_was_not_run_is_said(tmp_path):
     page = results.page(tmp_path)
     assert "| not run |" in page and "| 75 | not run | |" in page and "Time to accuracy" not in page
+
+
+def test_front_page_ranks_and_chooses_without_target_labels(tmp_path):
+    """The surest run fails on the source, so the next surest is chosen: neither the best nor the worst."""
+    runs = ((0.90, 1.9, 0.3), (0.80, 1.5, 0.9), (0.95, 1.2, 0.9), (0.70, 1.1, 0.9))
+    groups = {("better", None): [result(0, 0.97)], ("dann", None): []}
+    for seed, (target, information, source) in enumerate(runs):
+        rules = {"information": information, "source_accuracy": source}
+        groups["dann", None].append(result(seed, target, selection=rules, seconds=60.0 + 60 * seed))
+    task = {"recipes": {"dann": "one", "better": "other", "absent": "not kept"}}
+    best, row = ranking.rows(task, groups, tmp_path)
+    assert (best.title, row.title) == ("other", "one") and best.chosen is None
+    # mean of 90, 80, 95, 70: 83.75; squares 39.0625 + 14.0625 + 126.5625 + 189.0625 over 3: 122.92
+    assert row.cells() == ["one", "**83.75 ± 11.09**", "80.00", "70.00", "96.00", "2.5", 4]
+
+
+def test_front_page_takes_the_mean_over_the_columns_of_a_table(tmp_path):
+    columns = {"a": {"0": [50.0, 30.0], "1": [60.0, 90.0]}, "b": {"0": [70.0, 60.0], "2": [1.0, 1.0]}}
+    report.keep_runs(tmp_path / "pairs.json", "title", "command", {"mcc": columns})
+    task = {"recipes": {"mcc": "MCC"}, "table": "pairs.json", "runs": "title"}
+    assert [row.cells() for row in ranking.rows(task, {}, tmp_path)] == [
+        ["MCC", "**60.00**", "–", "60.00", "–", "0.8", 1]
+    ]
 
 
 def test_gains_are_paired_by_seed(tmp_path):

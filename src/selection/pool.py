@@ -62,6 +62,12 @@ def read(folder):
     return Candidate(folder, values, probabilities, about, accuracy)
 
 
+def passes_gate(accuracies):
+    """[whether a run may be chosen], by held-out source accuracies; None, where there is none, passes."""
+    best = max((value for value in accuracies if value is not None), default=0.0)
+    return [value is None or value >= GATE * best for value in accuracies]
+
+
 class Pool:
     """Candidates for one task, at least two.
 
@@ -95,12 +101,7 @@ class Pool:
                 values = [candidate.values.get(name) for candidate in candidates]
                 if any(value is not None for value in values):
                     self.table[name] = values
-        self.gated = self._gated()
-
-    def _gated(self):
-        known = self.table.get("source_accuracy") or [None] * len(self.candidates)
-        best = max((value for value in known if value is not None), default=0.0)
-        return [value is None or value >= GATE * best for value in known]
+        self.gated = passes_gate(self.table.get("source_accuracy") or [None] * len(candidates))
 
     def choice(self, name):
         """The place of the candidate that a rule chooses, the first of equals; None if it has no value.
