@@ -22,7 +22,7 @@ def main():
     from src.data.tasks import open_task
     from src.setup.place import set_up
     from src.train_cells import find_method
-    from src.training import loop
+    from src.training import whole_run
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
@@ -33,7 +33,7 @@ def main():
         cell = method(settings, place, task)
         return cell, cell.test_sets()
 
-    return loop.run(build, settings, place, started)
+    return whole_run.run(build, settings, place, started)
 
 
 if __name__ == "__main__":

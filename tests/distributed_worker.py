@@ -23,7 +23,7 @@ from src.data.split import Split
 from src.evaluation.evaluate import Evaluator
 from src.losses.classification import cross_entropy
 from src.setup.place import set_up
-from src.training import loop
+from src.training import whole_run
 from tests import helpers
 
 BATCH = 6  # of each rank
@@ -179,7 +179,7 @@ def run(place, folder, stop_after=None, **changes):
     cell.train_step = step
 
     tests = helpers.test_sets(settings, place)
-    status = loop.run(lambda: (cell, tests), settings, place, time.perf_counter())
+    status = whole_run.run(lambda: (cell, tests), settings, place, time.perf_counter())
     return status, helpers.values(cell)
 
 

@@ -18,7 +18,7 @@ from model_utils import cli, device
 from model_utils.errors import UserError
 from src.evaluation import plots
 from src.setup.place import set_up
-from src.training import loop
+from src.training import whole_run
 from tests import helpers, test_loop
 
 FAULTS = ("loss", "user error", "bug", "first batch", "statistics")
@@ -71,7 +71,7 @@ def go(fault, place, folder):
     sets = test_loop.domain_sets()
     if fault == WHOLE and place.rank == 1:
         sets = {"source": BrokenSet()}
-    return loop.run(lambda: (Averaging(fault, place), sets), settings, place, time.perf_counter())
+    return whole_run.run(lambda: (Averaging(fault, place), sets), settings, place, time.perf_counter())
 
 
 def main():

@@ -22,7 +22,7 @@ from src import data, networks
 from src.data import augment, forms, idx
 from src.data.split import Split
 from src.setup import settings as experiment
-from src.training import loop
+from src.training import whole_run
 from src.training.batch_norm import batch_norms, statistics
 
 
@@ -510,7 +510,7 @@ def test_two_runs_end_as_one(place, tmp_path):
     def run(folder, **changes):
         resolved = tiny_config("adda", tensorboard="false", output_dir=tmp_path / folder, **changes)
         cell = lambda: (build(resolved, place), test_sets(resolved, place))  # noqa: E731
-        assert loop.run(cell, resolved, place, 0.0) == 0
+        assert whole_run.run(cell, resolved, place, 0.0) == 0
         return checkpoint.read(tmp_path / folder / "network.ckpt")[0]
 
     whole = run("whole")

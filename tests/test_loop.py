@@ -20,7 +20,7 @@ from model_utils import checkpoint, run_log
 from model_utils.device import Device
 from model_utils.errors import UserError
 from src.evaluation.evaluate import Evaluator
-from src.training import loop
+from src.training import loop, whole_run
 from src.training.contract import Phase
 from src.training.trainer import Trainer
 
@@ -102,7 +102,9 @@ def settings(folder, **changes):
 
 
 def go(cell, place, folder, **changes):
-    return loop.run(lambda: (cell, domain_sets()), settings(folder, **changes), place, time.perf_counter())
+    return whole_run.run(
+        lambda: (cell, domain_sets()), settings(folder, **changes), place, time.perf_counter()
+    )
 
 
 def rows(folder, kind="train"):
@@ -350,7 +352,7 @@ def test_a_runtime_error_while_saving_is_no_full_disk(place, tmp_path, monkeypat
 def test_metrics_lost_to_a_full_disk_are_told_once_and_cost_nothing_else(place, tmp_path, monkeypatch):
     monkeypatch.setattr(run_log.Events, "write", full)
     config = settings(tmp_path).replace(tensorboard=True)
-    assert loop.run(lambda: (Counter(), domain_sets()), config, place, time.perf_counter()) == 0
+    assert whole_run.run(lambda: (Counter(), domain_sets()), config, place, time.perf_counter()) == 0
     assert (tmp_path / "train.log").read_text().count("metrics are not being written") == 1
     assert len(rows(tmp_path)) == 6
 

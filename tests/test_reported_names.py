@@ -28,7 +28,7 @@ from src.data import tasks
 from src.exported import exporting, model_files, trained
 from src.setup import settings as experiment
 from src.train_cells import find_method
-from src.training import loop
+from src.training import whole_run
 
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 30, 30), "violet": (150, 20, 200)}
 NAMES = ["blue", "green", "red"]
@@ -80,7 +80,7 @@ def made(tmp_path_factory, place):
     patch = pytest.MonkeyPatch()
     patch.setattr("src.evaluation.plots.curves", lambda folder: None)
     with patch.context():
-        assert loop.run(lambda: built(settings, place), settings, place, time.perf_counter()) == 0
+        assert whole_run.run(lambda: built(settings, place), settings, place, time.perf_counter()) == 0
     patch.undo()
     run_log.log.handlers.clear()
     assert json.loads((root / "run" / "result.json").read_text())["accuracy"] == {"val": 1.0}

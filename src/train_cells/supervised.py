@@ -13,9 +13,9 @@ from model_utils.errors import UserError
 from model_utils.key import Key
 from src.losses.classification import accuracy, smoothed_cross_entropy
 from src.training import trainer
+from src.training.batches import joined
 from src.training.contract import Phase
 from src.training.schedules import DECAY_MODES, warmup_and_decay
-from src.training.trainer import joined
 
 
 class SupervisedLoss(nn.Cell):

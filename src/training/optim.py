@@ -42,6 +42,23 @@ def uniquely_named(optimizer, name):
     return optimizer
 
 
+def build(config, name, weights, rate, beta1=0.9, weight_decay=None):
+    """The optimizer that a configuration asks for; None if there are no weights to train.
+
+    name: of its own parameters. rate: its learning rate, until another is set.
+    beta1: of Adam. weight_decay: in place of the configuration's.
+    """
+    if not len(weights):
+        return None
+    decay = config.weight_decay if weight_decay is None else weight_decay
+    groups, plain = weights, decay
+    if config.weight_decay_on == "weights":
+        groups, plain = decay_groups(weights, decay), 0.0
+    if config.optimizer == "adam":
+        return adam(f"adam_{name}", groups, rate, plain, beta1)
+    return momentum(f"momentum_{name}", groups, rate, config.momentum, plain)
+
+
 def adam(name, weights, lr, weight_decay=0.0, beta1=0.9):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980) with L2 penalty; `learning_rate` is a Parameter to be set."""
     return uniquely_named(nn.Adam(weights, learning_rate=lr, beta1=beta1, weight_decay=weight_decay), name)

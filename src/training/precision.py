@@ -5,9 +5,12 @@ network only. Weights are float32 at every level, and so are gradients, optimize
 """
 
 import itertools
+import logging
 
 import mindspore as ms
 from mindspore import nn, ops
+
+log = logging.getLogger("run")
 
 LEVELS = ("O0", "O1", "O2", "O3")
 SCALE_MIN, SCALE_MAX = 1.0, 2.0**24
@@ -80,6 +83,24 @@ class LossScale(nn.Cell):
         self.scale = ms.Parameter(ms.Tensor(scale, ms.float32), name="scale", requires_grad=False)
         self.good_steps = ms.Parameter(ms.Tensor(0, ms.int32), name="good_steps", requires_grad=False)
         self.skipped = ms.Parameter(ms.Tensor(0, ms.int32), name="skipped", requires_grad=False)
+
+    def account(self, finite, step):
+        """Account for a step of a dynamic scale; whether its update was skipped.
+
+        finite: whether its gradients were. step: its number from 0, for the log.
+        """
+        before = float(self.scale)
+        skipped = not finite and before > SCALE_MIN
+        self.adjust(skipped)
+        if skipped:
+            log.info(
+                "step %d: gradients overflowed at loss scale %g and were left out (%d steps so far); now %g",
+                step + 1,
+                before,
+                int(self.skipped),
+                float(self.scale),
+            )
+        return skipped
 
     def adjust(self, overflow):
         """Account for one step; `overflow`: whether its gradients were not finite and it was skipped."""

@@ -6,8 +6,6 @@ phases, from which roles of the data, with which losses: contract.py lists what 
 drives it.
 """
 
-import logging
-
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
@@ -20,17 +18,15 @@ from src.networks import _initial
 from src.networks.heads import Precomputed
 from src.networks.pretrained import load_initial
 from src.ops import accelerate
-from src.training import optim, precision
+from src.training import batches, checks, optim, precision
 from src.training.adapted_statistics import BATCH as ADAPTED_BATCH
 from src.training.adapted_statistics import AdaptedStatistics
 from src.training.averaging import Average
-from src.training.batch_norm import has_batch_norm, set_frozen
+from src.training.batch_norm import set_frozen
 from src.training.contract import Contract
 from src.training.feature_cache import FeatureCache
 from src.training.schedules import schedule
 from src.training.update import Update
-
-log = logging.getLogger("run")
 
 OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that has the backbone alone
 
@@ -63,7 +59,7 @@ class Trainer(Contract):
 
     def __init__(self, config, device, task):
         self.config, self.device, self.task = config, device, task
-        self._refuse_keys()
+        checks.refuse_keys(self)
         self.phases, self.parts, self.updates, self.averages = [], {}, {}, []
         self.held_out = self.cache = None
         self.plan()
@@ -73,7 +69,7 @@ class Trainer(Contract):
         if config.freeze_backbone:
             freeze(self.network.backbone)
         self.cache = self._feature_cache()
-        self._check_batch()
+        checks.check_batch(self)
         self.dynamic = config.amp_level != "O0" and config.loss_scale_mode == "dynamic"
         self.loss_scale = precision.LossScale(config.loss_scale if config.amp_level != "O0" else 1.0)
         self.trained = self._trained_network()
@@ -203,16 +199,7 @@ class Trainer(Contract):
 
     def new_optimizer(self, name, weights, rate, **changes):
         """An optimizer as configured; None if nothing is trained. changes: beta1, weight_decay."""
-        config = self.config
-        if not len(weights):
-            return None
-        decay = changes.get("weight_decay", config.weight_decay)
-        groups, plain = weights, decay
-        if config.weight_decay_on == "weights":
-            groups, plain = optim.decay_groups(weights, decay), 0.0
-        if config.optimizer == "adam":
-            return optim.adam(f"adam_{name}", groups, rate, plain, changes.get("beta1", 0.9))
-        return optim.momentum(f"momentum_{name}", groups, rate, config.momentum, plain)
+        return optim.build(self.config, name, weights, rate, **changes)
 
     def network_optimizers(self, name, rate, **changes):
         """{name: optimizer} of the whole network, or with another rate for the backbone one of each part."""
@@ -270,12 +257,13 @@ class Trainer(Contract):
             (total, scalars, values): the loss, the scalars that it returned, and gradient norm and loss scale
             by name.
         """
+        parts = batches.parts(batch, self.config.gradient_accumulation)
         scale = float(self.loss_scale.scale) if self.dynamic else 1.0  # of this step, before it is adjusted
         total, scalars, norm, finite = update.step(
-            [inputs(part, number) for number, part in enumerate(self._parts(batch))], self.loss_scale
+            [inputs(part, number) for number, part in enumerate(parts)], self.loss_scale
         )
         values = {}
-        skipped = self.dynamic and self._adjust_scale(bool(finite), phase)
+        skipped = self.dynamic and self.loss_scale.account(bool(finite), phase.step)
         if self.dynamic:
             values |= {"scale": scale, "skipped": float(self.loss_scale.skipped)}
         if self.config.clip_grad_norm > 0 and not skipped:
@@ -296,31 +284,6 @@ class Trainer(Contract):
         return self.config.batch_size * self.config.gradient_accumulation
 
     # Inside.
-
-    def _refuse_keys(self):
-        for name in self.OWN_STEP:
-            default = self.config.keys[name].default
-            if getattr(self.config, name) != default:
-                raise UserError(
-                    f"{name}: method {self.config.method} has a step of its own, to which this does not "
-                    "apply; leave it out"
-                )
-        for name in self.ON_IMAGES if self.config.cache_features else ():
-            if getattr(self.config, name) != self.config.keys[name].default:
-                raise UserError(
-                    f"{name}: changes images in every step, which cached features do not allow; leave it, or "
-                    "cache_features, out"
-                )
-
-    def _check_batch(self):
-        config = self.config
-        normalises = has_batch_norm(self.network.head) or (
-            has_batch_norm(self.network.backbone)
-            and not config.freeze_backbone
-            and config.batch_norm != "frozen"
-        )
-        if self.smallest_batch < 2 and (normalises or config.bottleneck):
-            raise UserError("batch_size: batch normalisation needs at least 2 images; choose a larger one")
 
     def _feature_cache(self):
         """The FeatureCache, and everything that takes images turned to features; None without one."""
@@ -377,46 +340,8 @@ class Trainer(Contract):
         elif self.config.batch_norm == "frozen":
             set_frozen(network.backbone)
 
-    def _parts(self, batch):
-        """The batch cut into `gradient_accumulation` equal parts, domain by domain."""
-        count = self.config.gradient_accumulation
-        if count == 1:
-            return [batch]
-        return [{name: _rows(pair, number, count) for name, pair in batch.items()} for number in range(count)]
-
-    def _adjust_scale(self, finite, phase):
-        """Account for the step in the dynamic loss scale; whether its update was skipped."""
-        before = float(self.loss_scale.scale)
-        skipped = not finite and before > precision.SCALE_MIN
-        self.loss_scale.adjust(skipped)
-        if skipped:
-            log.info(
-                "step %d: gradients overflowed at loss scale %g and were left out (%d steps so far); now %g",
-                phase.step + 1,
-                before,
-                int(self.loss_scale.skipped),
-                float(self.loss_scale.scale),
-            )
-        return skipped
-
 
 def freeze(cell):
     """Leave a cell's parameters out of training."""
     for parameter in cell.get_parameters():
         parameter.requires_grad = False
-
-
-def _rows(pair, number, count):
-    images, labels = pair
-    size, rest = divmod(len(images), count)
-    if rest:
-        raise ValueError(f"{len(images)} images can't be cut into {count} equal parts")
-    rows = slice(number * size, (number + 1) * size)
-    return images[rows], None if labels is None else labels[rows]
-
-
-def joined(batch):
-    """(images, labels) of all domains of a batch, one after the other, as Tensors."""
-    columns = zip(*batch.values(), strict=True)
-    images, labels = (np.concatenate(rows) if len(rows) > 1 else rows[0] for rows in columns)
-    return ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels)
