@@ -2,11 +2,12 @@
 
     python sweep.py --config configs/photos.yaml --space configs/spaces/mcc.yaml --trials 20
                     [--seeds 1] [--workers 1] [--minutes M] [--output_dir outputs/sweep] [--sampler tpe]
-                    [--objective information] [--by ensv] [--key value …]
+                    [--objective information] [--by RULE] [--key value …]
 
 Each trial is an ordinary run of train.py with the values that the sampler chose from the space; further keys
 are given to every one. A sweep that was stopped goes on when the same command is given again. At the end
 stands what each rule of selection would choose (docs/selection.md), and winner.yaml, which train.py takes.
+With --objective leave_one_source_out, for sets of domains, each trial leaves every source out in turn.
 """
 
 from model_utils import interrupts
@@ -63,22 +64,29 @@ def parse(argv):
     parser.add_argument("--output_dir", default="outputs/sweep", metavar="DIR")
     parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
     parser.add_argument("--sweep_seed", type=int, default=0, help="of the sampler (default 0)")
-    parser.add_argument("--objective", default="information", help="the rule that the sampler follows")
+    parser.add_argument(
+        "--objective",
+        help="the rule that the sampler follows (default information; for methods that must not see the "
+        "target source_accuracy), or leave_one_source_out",
+    )
     parser.add_argument(
         "--prune", choices=("true", "false"), default="false", help="stop trials whose objective is poor"
     )
     parser.add_argument("--oracle", choices=("true", "false"), default="false")
-    parser.add_argument("--by", default="ensv", metavar="RULE", help="the rule that chooses at the end")
+    parser.add_argument(
+        "--by", metavar="RULE", help="the rule that chooses at the end (default ensv, if it has a value)"
+    )
     parser.add_argument("--version", action="version", version=model_utils.named_version())
     options, words = parser.parse_known_args(argv)
     return options, words
 
 
 def prepare(options, words):
-    """The words of every train.py, checked, and the space."""
+    """(the words of every train.py, checked; the space; words of runs that leave a source out, or None)"""
     from src import selection
     from src.setup import settings as experiment
-    from src.sweeps import space, study
+    from src.sweeps import leave_one_out, space, study
+    from src.train_cells import find_method
 
     given = config.read_arguments(words)
     taken = [name for name in given if name in OWN]
@@ -87,30 +95,41 @@ def prepare(options, words):
     settings = experiment.load(words)
     if settings is None:
         raise UserError("help and version: ask train.py for those of its keys")
-    study.check_objective(options.objective, options.oracle == "true")
-    if options.prune == "true" and options.objective == study.TARGET:
+    sees_target = find_method(settings.method).SEES_TARGET
+    options.objective = options.objective or ("information" if sees_target else "source_accuracy")
+    study.check_objective(options.objective, options.oracle == "true", sees_target)
+    leaves_out = options.objective == leave_one_out.NAME
+    if options.prune == "true" and (leaves_out or options.objective == study.TARGET):
         raise UserError(
-            f"prune: trials are stopped by rules without labels; objective {study.TARGET} is none"
+            f"prune: trials are stopped by rules without labels that each evaluation measures; objective "
+            f"{options.objective} is none"
         )
-    selection.find(options.by)
+    if options.by:
+        selection.find(options.by)
+        if leaves_out:
+            raise UserError(f"by: with objective {options.objective} the objective chooses; leave it out")
     found = space.read(options.space, settings.keys)
+    left_out = leave_one_out.words(settings) if leaves_out else None
+    taken = [name for name in found if left_out and name in leave_one_out.KEYS]
+    if taken:
+        raise UserError(f"space: {taken[0]}: objective {options.objective} sets it; leave it out")
     both = [name for name in found if name in given]
     if both:
         raise UserError(f"{both[0]}: it is in the space and on the command line; give it in one of them")
-    if not settings.validator_images:
+    if not left_out and not settings.validator_images:
         raise UserError("validator_images: 0, but rules of selection need target images; leave it out")
-    return [f"--{name}={value}" for name, value in given.items()], found
+    return [f"--{name}={value}" for name, value in given.items()], found, left_out
 
 
 def main():
     options, words = parse(sys.argv[1:])
-    words, space = prepare(options, words)
+    words, space, left_out = prepare(options, words)
     from src.sweeps import study
     from src.training import run_folder
 
     folder, begun = Path(ROOT, options.output_dir), time.monotonic()
     with run_folder.claim(folder, what="sweep", lock=".sweep.lock"):
-        sweep = study.Sweep(folder, words, space, options)
+        sweep = study.Sweep(folder, words, space, options, left_out)
         done = sweep.finished()
         quiet = not sys.stderr.isatty()
         with tqdm(total=options.trials, initial=done, unit="trial", disable=quiet) as bar:
@@ -132,31 +151,46 @@ def main():
 
 def conclude(sweep, options, folder, words):
     """Print the table, draw the picture, write winner.yaml."""
-    from src.selection import pool as pools
-    from src.sweeps import picture, study
+    from src.sweeps import study
 
     for number, line in sweep.failures().items():
         print(f"trial {number} failed: {line}")
-    runs = sweep.runs()
-    if not runs:
+    if not sweep.objectives():
         raise UserError("every trial failed; their lines stand above")
-    if len(runs) == 1:
-        chosen, how = runs[0], "the only trial that did not fail"
-    else:
-        pool = pools.Pool([pools.read(run) for run in runs])
-        print("\n".join(pools.lines(pool)))
-        place = pool.choice(options.by)
-        if place is None:
-            raise UserError(f"by: rule {options.by} has no value for these runs; choose another")
-        chosen, how = runs[place], f"chosen by {options.by}"
-        if pool.accuracies:
-            picture.draw(pool, folder / "rules.png")
-    number = int(chosen.parent.name.removeprefix("trial-"))
+    number, how = by_objective(sweep, options) if sweep.left_out else by_rule(sweep, options, folder)
     oracle = ", sampled by target labels (oracle)" if options.oracle == "true" else ""
     line = f"trial {number} of {len(sweep.study.trials)}, {how}{oracle}"
     study.write_winner(folder / "winner.yaml", words, sweep.values(number), line)
     print(f"\n{line}: {sweep.values(number)}\ntrain.py --config {folder / 'winner.yaml'} trains it again")
     return 0
+
+
+def by_objective(sweep, options):
+    """(number of the trial with the highest objective, how it was chosen); prints all of them."""
+    found = sweep.objectives()
+    for number, value in sorted(found.items(), key=lambda pair: -pair[1]):
+        print(f"trial {number}: {options.objective} {value:.4f}: {sweep.values(number)}")
+    return max(found, key=found.get), f"chosen by {options.objective}"
+
+
+def by_rule(sweep, options, folder):
+    """(number of the trial that a rule chooses, how it was chosen); prints what each rule says."""
+    from src.selection import pool as pools
+    from src.sweeps import picture
+
+    runs = sweep.runs()
+    chosen, how = runs[0], "the only trial that did not fail"
+    if len(runs) > 1:
+        pool = pools.Pool([pools.read(run) for run in runs])
+        print("\n".join(pools.lines(pool)))
+        by = options.by or pool.default
+        place = pool.choice(by)
+        if place is None:
+            raise UserError(f"by: rule {by} has no value for these runs; choose another")
+        chosen, how = runs[place], f"chosen by {by}"
+        if pool.accuracies:
+            picture.draw(pool, folder / "rules.png")
+    return int(chosen.parent.name.removeprefix("trial-")), how
 
 
 if __name__ == "__main__":

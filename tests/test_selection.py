@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import mindspore as ms
 import numpy as np
 import pytest
 from helpers import build, command, fails, forked, refused, succeeded, tiny_config
@@ -11,7 +12,7 @@ from helpers import build, command, fails, forked, refused, succeeded, tiny_conf
 from src import selection
 from src.selection import pool as pools
 from src.selection.evidence import Evidence
-from src.selection.probe import Probe, for_run
+from src.selection.probe import Probe, SourceProbe, for_run
 from src.train_cells import find_method, method_names
 
 
@@ -120,9 +121,32 @@ def test_a_probe_sees_no_label_and_changes_nothing(place):
 @pytest.mark.parametrize("method", method_names())
 def test_only_methods_that_adapt_are_measured_on_the_target(method, place):
     cell = build(tiny_config(method), place)
-    measured = for_run(cell) is not None
-    assert measured == (cell.task.form.target is not None and find_method(method).LEAST_SOURCES < 2)
+    probe = for_run(cell)
+    assert (probe is not None) == (cell.task.form.target is not None)
+    if probe is not None:
+        assert isinstance(probe, SourceProbe) == (find_method(method).LEAST_SOURCES == 2)
     assert for_run(build(tiny_config(method, validator_images=0), place)) is None
+
+
+def test_generalisation_is_judged_by_sources_alone(place, tmp_path, monkeypatch):
+    cell = build(tiny_config("deepall"), place)
+    monkeypatch.setattr(cell.task, "sample_of_target", None)
+    probe = for_run(cell)
+    right = [
+        (cell.network(ms.Tensor(images)).asnumpy().argmax(1) == labels)
+        for loader in cell.held_out_sources.values()
+        for images, labels in loader
+    ]
+    assert probe.measure() == {"source_accuracy": pytest.approx(np.concatenate(right).mean())}
+    runs = []
+    for name, accuracy in (("a", 0.8), ("b", 0.9)):
+        runs.append(written(tmp_path / name, {"source_accuracy": accuracy}, np.zeros((2, 3))))
+        probe.save(runs[-1])
+    pool = pools.Pool([pools.read(run) for run in runs])
+    assert set(pool.table) == {"source_accuracy"} and pool.default == "source_accuracy"
+    assert pool.choice(pool.default) == 1
+    said = succeeded(choose(*runs))
+    assert "chosen by source_accuracy" in said and said.splitlines()[-1] == str(runs[1])
 
 
 def written(folder, values, probabilities, accuracy=None, images="x"):

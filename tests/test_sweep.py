@@ -16,7 +16,7 @@ from helpers import ROOT, command, environment, fails, refused, succeeded
 import sweep
 from model_utils import child, config
 from src.setup import settings as experiment
-from src.sweeps import space, study
+from src.sweeps import leave_one_out, space, study
 
 SPACE = "lr: {low: 0.001, high: 0.01, log: true}\nmcc_weight: [0.5, 1.0]\n"
 TINY = ("--config=tests/tiny/mcc.yaml", "--device_target=CPU")
@@ -168,7 +168,7 @@ def pretended(group, words, output=None, cores=None, until=None):
 def test_poor_trials_end_early_and_an_interruption_changes_nothing(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(child.Group, "run", pretended)
     options, given = sweep.parse(words(tmp_path, "--prune=true", f"--workers={workers}", trials=15))
-    given, tried = sweep.prepare(options, given)
+    given, tried, _ = sweep.prepare(options, given)
 
     def ends(folder, stops):
         made = 0
@@ -194,6 +194,68 @@ def test_poor_trials_end_early_and_an_interruption_changes_nothing(tmp_path, mon
         tmp_path / "whole" / f"trial-{states.index('PRUNED'):04d}" / "seed-0" / "result.json"
     ).exists()
     assert ends(tmp_path / "cut", (1, 3)) == whole
+
+
+def generalisation(tmp_path, *more):
+    """(options, words, space, runs that leave a source out) of a sweep of DeepAll on sets of domains."""
+    path = written(tmp_path, "lr_max: [0.001, 0.01]\n")
+    given = [
+        "--config=tests/tiny/deepall.yaml",
+        "--device_target=CPU",
+        f"--space={path}",
+        "--trials=2",
+        *more,
+    ]
+    options, given = sweep.parse(given)
+    return options, *sweep.prepare(options, given)
+
+
+def test_each_source_is_left_out_in_turn_and_the_target_always(tmp_path, monkeypatch, capsys):
+    """A run's accuracy is made up from what it leaves out; the trial's objective is the mean."""
+    accuracies, seen = {"0": 0.5, "25": 0.6, "75": 0.9}, []
+
+    def trained(group, words, output=None, cores=None, until=None):
+        given = config.read_arguments(words[1:])
+        left_out, sources = given["target_domain"], given["source_domains"].split(",")
+        seen.append({left_out, *sources})
+        found = accuracies[left_out] + float(given["lr_max"])
+        content = {"target_domain": left_out, "accuracy": {left_out: found, sources[0]: 1.0}}
+        Path(given["output_dir"], "result.json").write_text(json.dumps(content))
+        return 0
+
+    monkeypatch.setattr(child.Group, "run", trained)
+    options, given, tried, left_out = generalisation(
+        tmp_path, "--objective=leave_one_source_out", "--sampler=random", "--sweep_seed=3"
+    )
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    found = study.Sweep(folder, given, tried, options, left_out)
+    while found.finished() < 2:
+        found.batch()
+    assert seen == [{"0", "25", "75"}] * 6, "50 is the target"
+    rates = {number: found.values(number)["lr_max"] for number in (0, 1)}
+    assert found.objectives() == {n: pytest.approx(2.0 / 3 + rate) for n, rate in rates.items()}
+    assert sweep.conclude(found, options, folder, given) == 0
+    winner = yaml.safe_load((folder / "winner.yaml").read_text(encoding="utf-8"))
+    assert winner["lr_max"] == max(rates.values()) and winner["target_domain"] == "50"
+    assert "chosen by leave_one_source_out" in capsys.readouterr().out
+
+
+def test_accuracy_on_the_source_left_out_is_that_of_a_real_result(tmp_path):
+    kept = ROOT / "benchmarks" / "results" / "masf_digits-usps-seed0.json"
+    (tmp_path / "result.json").write_bytes(kept.read_bytes())
+    assert leave_one_out.accuracy(tmp_path) == json.loads(kept.read_bytes())["accuracy"]["usps"]
+
+
+def test_objectives_of_methods_that_must_not_see_the_target(tmp_path):
+    options, _, _, left_out = generalisation(tmp_path)
+    assert options.objective == "source_accuracy" and left_out is None
+    fails(lambda: generalisation(tmp_path, "--objective=entropy"), "must not", "leave_one_source_out")
+    whole = "--objective=leave_one_source_out"
+    fails(lambda: generalisation(tmp_path, whole, "--by=entropy"), "by", "leave it out")
+    fails(lambda: generalisation(tmp_path, whole, "--prune=true"), "prune")
+    fails(lambda: generalisation(tmp_path, whole, "--source_domains=0,25"), "there are 2", "deepall needs 2")
+    fails(lambda: sweep.prepare(*sweep.parse(words(tmp_path, whole))), "set of domains")
 
 
 @pytest.mark.parametrize(

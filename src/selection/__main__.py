@@ -27,18 +27,25 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
-    parser.add_argument("--by", default=pools.DEFAULT, metavar="RULE", help=", ".join(selection.names()))
+    parser.add_argument(
+        "--by",
+        metavar="RULE",
+        help=f"{', '.join(selection.names())}; default {pools.DEFAULT}, or for methods that must not look at "
+        f"the target {pools.WITHOUT_TARGET}",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
     options = parser.parse_args()
-    selection.find(options.by)
+    if options.by:
+        selection.find(options.by)
     pool = pools.Pool([pools.read(folder) for folder in dict.fromkeys(options.runs)])
-    place = pool.choice(options.by)
+    by = options.by or pool.default
+    place = pool.choice(by)
     if place is None:
-        raise UserError(f"by: rule {options.by} has no value for any of these runs; choose another")
+        raise UserError(f"by: rule {by} has no value for any of these runs; choose another")
     if options.json:
-        write(pool, options.by, options.json)
+        write(pool, by, options.json)
     print("\n".join(pools.lines(pool)))
-    print(f"\nchosen by {options.by}:\n{pool.candidates[place].folder}")
+    print(f"\nchosen by {by}:\n{pool.candidates[place].folder}")
     return 0
 
 

@@ -14,6 +14,7 @@ from src.selection.probe import PREDICTIONS
 
 GATE = 0.9  # a candidate needs this share of the best held-out source accuracy
 DEFAULT = "ensv"
+WITHOUT_TARGET = "source_accuracy"  # in its place where no target image may be looked at
 
 
 @dataclasses.dataclass
@@ -22,7 +23,8 @@ class Candidate:
 
     Attributes:
         folder: of the run. values: {rule: value}.
-        probabilities: float (N, K) of target images. about: what they are of.
+        probabilities: float (N, K) of target images, N = 0 where the method must not look at any.
+        about: what they are of.
         accuracy: of the target's test images in [0, 1]; None where they have no labels.
     """
 
@@ -96,12 +98,18 @@ class Pool:
         for name in selection.names():
             rule = selection.find(name)
             if hasattr(rule, "scores"):
-                self.table[name] = rule.scores(probabilities)
+                if len(probabilities[0]):
+                    self.table[name] = rule.scores(probabilities)
             else:
                 values = [candidate.values.get(name) for candidate in candidates]
                 if any(value is not None for value in values):
                     self.table[name] = values
         self.gated = passes_gate(self.table.get("source_accuracy") or [None] * len(candidates))
+
+    @property
+    def default(self):
+        """The rule that chooses unless another one is named."""
+        return DEFAULT if DEFAULT in self.table else WITHOUT_TARGET
 
     def choice(self, name):
         """The place of the candidate that a rule chooses, the first of equals; None if it has no value.

@@ -1,4 +1,7 @@
-"""Measures the rules of a run while it trains, on a fixed sample of unlabelled target images."""
+"""Measures the rules of a run while it trains, on a fixed sample of unlabelled target images.
+
+A method that must not look at the target is measured on held-out source images alone.
+"""
 
 import json
 from pathlib import Path
@@ -44,12 +47,9 @@ class Probe:
             mixture = np.float32(share) * inputs[first] + np.float32(1 - share) * inputs[second]
             return evaluator.of_inputs(mixture, self.loader.batch_size)[1]
 
-        source = {"source_shares": self.cell.class_shares()}
-        if sources := self.cell.held_out_sources:
-            found = [evaluator.predictions(loader) for loader in sources.values()]
-            source["source_logits"] = np.concatenate([logits for _, logits, _ in found])
-            source["source_labels"] = np.concatenate([labels for _, _, labels in found])
-        return Evidence(logits, features, mixed, **source)
+        return Evidence(
+            logits, features, mixed, source_shares=self.cell.class_shares(), **of_held_out(self.cell)
+        )
 
     def about(self):
         """What tells whether two runs were judged on the same images and classes: {"classes", "images"}."""
@@ -63,9 +63,45 @@ class Probe:
             np.savez(temporary, probabilities=self.probabilities, about=about)
 
 
+class SourceProbe(Probe):
+    """The rules' view of a run whose method must not look at the target: held-out source images.
+
+    Args:
+        cell: a Trainer with held-out sources.
+    """
+
+    def __init__(self, cell):
+        self.cell = cell
+        self.probabilities = np.zeros((0, len(cell.task.classes)), np.float32)
+
+    def measure(self):
+        """{"source_accuracy": value}."""
+        evidence = Evidence(None, None, None, **of_held_out(self.cell))
+        return {"source_accuracy": selection.find("source_accuracy").score(evidence)}
+
+    def about(self):
+        """As that of a Probe; its images are told by their domains and numbers: their choice may hang on the
+        seed."""
+        sources = [f"{name} {loader.total}" for name, loader in self.cell.held_out_sources.items()]
+        return {"classes": list(self.cell.task.classes), "images": digest(*map(str.encode, sources))}
+
+
+def of_held_out(cell):
+    """{"source_logits", "source_labels"} of all held-out source images of a Trainer; {} without any."""
+    found = [cell.evaluator.predictions(loader) for loader in cell.held_out_sources.values()]
+    if not found:
+        return {}
+    return {
+        "source_logits": np.concatenate([logits for _, logits, _ in found]),
+        "source_labels": np.concatenate([labels for _, _, labels in found]),
+    }
+
+
 def for_run(cell):
-    """The Probe of a run, or None: it has no target, its method may not see it, or the key is 0."""
+    """The Probe of a run, or None: the key is 0, it has no target, or nothing that may be looked at."""
     count = cell.config.validator_images
-    if not count or not cell.SEES_TARGET or cell.task.form.target is None:
+    if not count or cell.task.form.target is None:
         return None
-    return Probe(cell, count)
+    if cell.SEES_TARGET:
+        return Probe(cell, count)
+    return SourceProbe(cell) if cell.held_out_sources else None

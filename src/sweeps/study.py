@@ -24,7 +24,7 @@ from model_utils import child, config
 from model_utils.errors import UserError
 from src import selection
 from src.selection import pool as pools
-from src.sweeps import pruning
+from src.sweeps import leave_one_out, pruning
 
 STORAGE, ABOUT, END = "sweep.db", "about", "end"  # the latter two: attributes of study and trial
 TARGET = "target_accuracy"  # the objective that needs --oracle true
@@ -42,13 +42,15 @@ class Sweep:
         words: of every train.py, e.g. ["--config=configs/dann.yaml"].
         space: {key: optuna distribution}.
         options: has `trials` and OF_A_SWEEP.
+        left_out: {source: further words} of the runs of a trial with objective leave_one_source_out.
 
     Raises:
         UserError: the folder's storage is damaged, or of another sweep.
     """
 
-    def __init__(self, folder, words, space, options):
+    def __init__(self, folder, words, space, options, left_out=None):
         self.folder, self.words, self.space, self.options = folder, words, space, options
+        self.left_out = left_out
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         self.about = {
@@ -118,14 +120,20 @@ class Sweep:
         """Note how a trial ended; returns a line about it."""
         shown = ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
         if end.state == TrialState.COMPLETE.name:
-            known = self.study.trials[trial.number].intermediate_values
-            curve = pruning.curve(self.run_folder(trial.number, 0), self.options.objective)
-            for step in sorted(curve.keys() - known.keys()):
-                trial.report(curve[step], step)
+            self._report(trial)
             self.study.tell(trial, end.value)
             return f"trial {trial.number}: {shown}: {self.options.objective} {end.value:.4f}"
         self.study.tell(trial, state=TrialState[end.state])
         return f"trial {trial.number}: {shown}: {end.line}"
+
+    def _report(self, trial):
+        """Tell Optuna what the objective was at the evaluations, which later trials are pruned by."""
+        if self.options.prune != "true":
+            return
+        known = self.study.trials[trial.number].intermediate_values
+        curve = pruning.curve(self.run_folder(trial.number, 0), self.options.objective)
+        for step in sorted(curve.keys() - known.keys()):
+            trial.report(curve[step], step)
 
     def _trials_of_batch(self):
         """Optuna's Trials of the batch that is not finished, or of the next one; new ones are asked for."""
@@ -160,24 +168,27 @@ class Sweep:
         return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
 
     def _run(self, number, values, start, watch):
-        """The objective of a trial: the mean over its seeds. start: runs a command; watch: for pruning."""
+        """The objective of a trial: the mean over its runs. start: runs a command; watch: for pruning."""
+        given = [f"--{name}={_word(value)}" for name, value in values.items()]
         found = []
         for seed in range(self.options.seeds):
-            folder = self.run_folder(number, seed)
-            if not (folder / "result.json").is_file():
-                self._train(folder, seed, values, start, watch and watch.of(folder))
-            if watch:
-                watch.judge(folder)
-            found.append(self._objective(folder))
+            for source, more in (self.left_out or {None: []}).items():
+                folder = self.run_folder(number, seed, source)
+                if not (folder / "result.json").is_file():
+                    words = [*self.words, *given, *more, f"--seed={seed}", f"--output_dir={folder}"]
+                    self._train(folder, words, start, watch and watch.of(folder))
+                if watch:
+                    watch.judge(folder)
+                found.append(self._objective(folder))
         return statistics.mean(found)
 
-    def run_folder(self, number, seed):
-        """The folder of one run of a trial."""
-        return self.folder / f"trial-{number:04d}" / f"seed-{seed}"
+    def run_folder(self, number, seed, left_out=None):
+        """The folder of one run of a trial; left_out: the source that it leaves out."""
+        without = "" if left_out is None else f"-without-{left_out}"
+        return self.folder / f"trial-{number:04d}" / f"seed-{seed}{without}"
 
-    def _train(self, folder, seed, values, start, until):
-        words = ["train.py", *self.words, *(f"--{name}={_word(value)}" for name, value in values.items())]
-        words += [f"--seed={seed}", f"--output_dir={folder}", "--report=false"]
+    def _train(self, folder, words, start, until):
+        words = ["train.py", *words, "--report=false"]
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         while True:
@@ -194,6 +205,8 @@ class Sweep:
             time.sleep(1)
 
     def _objective(self, folder):
+        if self.left_out:
+            return leave_one_out.accuracy(folder)
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if self.options.objective == TARGET:
             value = pools.read(folder).accuracy
@@ -206,9 +219,14 @@ class Sweep:
     # The end
 
     def runs(self):
-        """Folders of the runs of all trials that did not fail."""
-        good = [trial.number for trial in self.study.trials if trial.state == TrialState.COMPLETE]
-        return [self.run_folder(number, seed) for number in good for seed in range(self.options.seeds)]
+        """Folders of the runs of all trials that did not fail; without those that leave a source out."""
+        seeds = range(self.options.seeds)
+        return [self.run_folder(number, seed) for number in self.objectives() for seed in seeds]
+
+    def objectives(self):
+        """{trial's number: its objective} of all trials that did not fail."""
+        good = (trial for trial in self.study.trials if trial.state == TrialState.COMPLETE)
+        return {trial.number: trial.value for trial in good}
 
     def failures(self):
         """{trial's number: its one line}."""
@@ -238,17 +256,25 @@ class TrialFailed(Exception):
     """A trial that left with an error, which is its text."""
 
 
-def check_objective(name, oracle):
-    """UserError unless an objective may be used; oracle: whether target labels were asked for."""
+def check_objective(name, oracle, sees_target=True):
+    """UserError unless an objective may be used.
+
+    oracle: whether target labels were asked for. sees_target: whether the method may look at target images.
+    """
     if name == TARGET:
         if not oracle:
             raise UserError(
                 f"objective: {TARGET} chooses by target labels, which nobody has who needs to adapt; name a "
                 f"rule ({', '.join(selection.of_one_run())}), or add --oracle true"
             )
-    elif name not in selection.of_one_run():
-        rules = ", ".join(selection.of_one_run())
+    elif name not in (*selection.of_one_run(), leave_one_out.NAME):
+        rules = ", ".join((*selection.of_one_run(), leave_one_out.NAME))
         raise UserError(f"objective: {name!r:.60} is no rule for one run; rules: {rules}")
+    elif not sees_target and name not in (pools.WITHOUT_TARGET, leave_one_out.NAME):
+        raise UserError(
+            f"objective: {name} looks at target images, which this method must not; choose "
+            f"{pools.WITHOUT_TARGET} or {leave_one_out.NAME}"
+        )
 
 
 def write_winner(path, words, values, line):
