@@ -11,6 +11,7 @@ from model_utils.quiet import hide_errors
 log = logging.getLogger("run")
 
 COLLECTIVES = {"Ascend": "HCCL", "GPU": "NCCL", "CPU": "MCCL"}
+COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 VISIBLE = {"Ascend": "ASCEND_RT_VISIBLE_DEVICES", "GPU": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -178,7 +179,9 @@ def setup(config, prepare_cpu, exact=False):
     import mindspore as ms
 
     ms.set_seed(config.seed)
+    cache = _no_compile_cache()
     target, notes = _choose(config.device_target, config.device_id)
+    notes = (*notes, *cache)
     if target == "CPU" and not is_scheduler():
         notes = (*notes, prepare_cpu(config, _launched()))
     if exact:
@@ -189,6 +192,18 @@ def setup(config, prepare_cpu, exact=False):
     if world > 1:
         notes = (*notes, f"process {rank} of {world} over {COLLECTIVES[target]}")
     return Device(target, rank, world, notes)
+
+
+def _no_compile_cache():
+    """Turn MindSpore's cache of compiled graphs off where the environment turns it on; a note, or none.
+
+    A graph from the cache computes with weights of its own instead of ours: in the second run the first loss
+    is not a number (MindSpore 2.10.0, CPU).
+    """
+    if os.environ.get(COMPILE_CACHE, "0") != "1":
+        return ()
+    os.environ[COMPILE_CACHE] = "0"
+    return (f"{COMPILE_CACHE}: off, since MindSpore's cached graphs leave the weights of a run out",)
 
 
 def _round_nothing(target):

@@ -1,5 +1,7 @@
 """The choice of a device, on a double that refuses a second id as MindSpore does (tests/device_double.py)."""
 
+import os
+
 import pytest
 
 from model_utils import device
@@ -66,6 +68,15 @@ def test_each_process_of_msrun_has_its_own_device(monkeypatch, target, rank):
 def test_auto_takes_ascend_then_gpu_then_cpu(monkeypatch):
     for devices, wanted in (({"GPU": 1, "Ascend": 1}, "Ascend"), ({"GPU": 1}, "GPU"), ({}, "CPU")):
         assert set_up(monkeypatch, DeviceDouble(**devices)).target == wanted
+
+
+def test_the_compile_cache_is_turned_off_and_said(monkeypatch):
+    """The cached graphs of MindSpore 2.10 compute with other weights, so that a second run fails."""
+    place = set_up(monkeypatch, DeviceDouble(), {device.COMPILE_CACHE: "1"})
+    assert os.environ[device.COMPILE_CACHE] == "0"
+    assert [note for note in place.notes if note.startswith(f"{device.COMPILE_CACHE}: off")]
+    place = set_up(monkeypatch, DeviceDouble(), {device.COMPILE_CACHE: "0"})
+    assert not [note for note in place.notes if device.COMPILE_CACHE in note]
 
 
 def test_a_driver_without_its_libraries_falls_to_the_cpu_and_says_so(monkeypatch):
