@@ -10,6 +10,9 @@ A pool is as many random trials of sweep.py as --trials says:
 - mnist-mnist_m: 1,000 steps of DANN with config.yaml, over configs/spaces/dann.yaml;
 - usps-mnist and mnist-usps: 650 steps of ADDA with its configuration, over configs/spaces/adda.yaml.
 
+Beside each pool stands the recipe as its configuration has it, trained as long and with the same seed: for
+digits it is run here, for PACS it is what benchmarks/results/pairs.json holds.
+
 The digits are in --digits, in the folders mnist, mnist_m and usps. Prints, for each rule, the regret in
 points (best minus chosen; mean and worst over the pools), the mean rank correlation with target accuracy, and
 how often the choice lay in the worst quarter; for each pool also the share of a run's time that measuring the
@@ -22,7 +25,7 @@ import json
 import statistics
 from pathlib import Path
 
-from benchmarks import children
+from benchmarks import children, pairs, report
 from model_utils import cli, config, run_log
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
@@ -31,6 +34,7 @@ from src.selection import pool as pools
 from src.selection.pool import DEFAULT
 
 KEPT = ROOT / "benchmarks" / "results" / "selection.json"
+FROZEN = "PACS, every pair of domains, frozen EfficientNet-Lite0"  # title in pairs.json
 PAIRS = ("photo-art_painting", "photo-cartoon", "art_painting-cartoon", "cartoon-photo")
 ADDA = (
     "--iterations=300",
@@ -78,6 +82,23 @@ def run(options, pool, space, trials, words, cores):
     return folder
 
 
+def recipe(options, pool, keys, cores):
+    """{"recipe": accuracy in %} of a pool of digits' recipe as it stands, with seed 0; {} for PACS."""
+    if pool not in DIGITS:
+        return {}
+    configuration, _, words = DIGITS[pool]
+    words = [f"--config={configuration}", *words, *keys, "--seed=0"]
+    folder = options.folder / f"{pool}-recipe"
+    result = children.train(words, _roots(options.digits, pool), folder, cores)
+    return {"recipe": 100 * result["accuracy"]["target"]}
+
+
+def _recipe_of_pair(pair):
+    """The same of a pair of domains, out of pairs.json; None if it is not there."""
+    runs = report.kept_runs(pairs.KEPT).get(FROZEN, {"runs": {}})["runs"]
+    return runs.get("mcc", {}).get(pair, {}).get("0", [None])[0]
+
+
 def judge(folders):
     """What each rule chooses among the runs in some sweeps: {"accuracies", "rules": {name: judged}}."""
     runs = sorted(path.parent for folder in folders for path in folder.glob("trial-*/seed-*/predictions.npz"))
@@ -121,15 +142,22 @@ def table(found):
 
 def pool_lines(found):
     """Lines of a Markdown table of the pools themselves."""
-    heads = ("pool", "runs", "worst", "median", f"chosen by `{DEFAULT}`", "best (oracle)", "share of time")
+    heads = ("pool", "runs", "worst", "median", "the recipe as it stands", f"chosen by `{DEFAULT}`")
+    heads += ("best (oracle)", "share of time")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, pool in found.items():
         values = pool["accuracies"]
-        shown = (min(values), statistics.median(values), pool["rules"][DEFAULT]["accuracy"], max(values))
-        share = f"{100 * pool['time_share']:.1f} %" if "time_share" in pool else "–"
-        lines.append(
-            f"| {name} | {len(values)} | {' | '.join(f'{value:.2f}' for value in shown)} | {share} |"
+        chosen = pool["rules"][DEFAULT]["accuracy"]
+        figures = (
+            min(values),
+            statistics.median(values),
+            pool.get("recipe", _recipe_of_pair(name)),
+            chosen,
+            max(values),
         )
+        shown = ["–" if value is None else f"{value:.2f}" for value in figures]
+        share = f"{100 * pool['time_share']:.1f} %" if "time_share" in pool else "–"
+        lines.append(f"| {' | '.join([name, str(len(values)), *shown, share])} |")
     return lines
 
 
@@ -173,12 +201,16 @@ def main():
 
     jobs = [(pool, of_sweep) for pool in pools_wanted for of_sweep in sweeps(options, pool)]
     done = children.side_by_side(one, jobs, options.workers)
+    recipes = children.side_by_side(
+        lambda pool, cores: recipe(options, pool, keys, cores), pools_wanted, options.workers
+    )
     found = {
         pool: {
             "command": _command(options, pool, keys),
+            **known,
             **judge([folder for name, folder in done if name == pool]),
         }
-        for pool in pools_wanted
+        for pool, known in zip(pools_wanted, recipes, strict=True)
     }
     if options.save:
         found = kept() | found
