@@ -2,7 +2,7 @@
 
 A training checkpoint is one MindSpore `.ckpt` file with a CRC32. It holds the network's parameters under
 their own names (so `mindspore.load_checkpoint` and `load_param_into_net` work on it), every other cell of
-`TrainCell.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
+`Trainer.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
 resolved configuration. Randomness needs no state: it is a function of seed and step (model_utils/noise.py).
 """
 
@@ -102,7 +102,7 @@ def save_state(state, meta, path):
     """Write a training checkpoint.
 
     Args:
-        state: {name: nn.Cell} from `TrainCell.state()`; "network" is stored unprefixed.
+        state: {name: nn.Cell} from `Trainer.state()`; "network" is stored unprefixed.
         meta: what JSON can hold; phase, step, config.
         path: the file to make or replace, atomically.
     """
@@ -111,7 +111,7 @@ def save_state(state, meta, path):
 
 
 def named_parameters(state):
-    """{name in a training checkpoint: Parameter} of `TrainCell.state()`, each parameter once.
+    """{name in a training checkpoint: Parameter} of `Trainer.state()`, each parameter once.
 
     An optimizer lists the weights it updates among its own; they belong to the network that comes first.
     """

@@ -206,7 +206,7 @@ def _round_nothing(target):
 
 
 def _begin(target, device_id):
-    """Run one operator: only that shows whether the device is there. MindSpore takes any number before.
+    """Run one operator: only that shows whether the device is there. Until then MindSpore accepts any number.
 
     Raises:
         UserError: it can't be used.

@@ -1,4 +1,4 @@
-"""How the launchers of a run's hosts find one another before the start, and that they mean the same run."""
+"""Before the start, the launchers of a run's hosts find one another and check that they mean the same run."""
 
 import contextlib
 import socket

@@ -28,7 +28,7 @@ class Table:
     """A CSV file in UTF-8: path, class, probability, second_class, second_probability, third_class, …
 
     A spreadsheet takes a cell that begins with = + - or @ for a formula. A path that does is written with ./
-    before it, which names the same file; before a class that does stands an apostrophe.
+    before it, which names the same file. A class that does gets an apostrophe before it.
 
     Args:
         handle: a text file opened with newline="".

@@ -186,7 +186,7 @@ def _free_batch(model):
 
 
 def _compare(network, images, path, file_format, batch_size):
-    """Largest absolute difference of the logits over all images; nan if any logit is none.
+    """Largest absolute difference of the logits over all images; nan if any logit is not a number.
 
     A fixed batch takes the images in turns, the last one filled up by repeating; a free one takes all of them
     at once, then one.

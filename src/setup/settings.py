@@ -1,7 +1,7 @@
 """The configuration of an experiment: config.yaml, then an overlay, then the command line.
 
 The keys of an experiment are those of every experiment (model_utils/keys.py), of the data (src/data/keys.py),
-of the network and its family (src/networks), of training (src/training/trainer.py), and of the method. `load`
+of the network and its family (src/networks), of training (src/training/keys.py), and of the method. `load`
 is the only entry point of the commands.
 """
 

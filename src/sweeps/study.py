@@ -39,7 +39,7 @@ class Sweep:
 
     Args:
         folder: of the sweep; trials are in folder/trial-0000/seed-0.
-        words: of every train.py, e.g. ["--config=configs/dann.yaml"].
+        words: of every train.py, e.g. ["--config=configs/photos.yaml"].
         space: {key: optuna distribution}.
         options: has `trials` and OF_A_SWEEP.
 

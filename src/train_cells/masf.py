@@ -91,7 +91,7 @@ class Method(trainer.Trainer):
         "margin": Key(10.0, "margin of the triplet loss, a squared distance", low=0),
         "global_weight": Key(1.0, "weight of the global loss (class alignment)", low=0),
         "local_weight": Key(0.005, "weight of the local loss (triplets)", low=0),
-        "temperature": Key(2.0, "of the soft labels in the global loss", above=0),
+        "temperature": Key(2.0, "temperature of the soft labels in the global loss", above=0),
         "gradients_clip_value": Key(
             2.0, "largest norm of each tensor's gradient in inner and meta step", above=0
         ),
@@ -134,7 +134,7 @@ class Method(trainer.Trainer):
         self.scale = config.loss_scale if config.amp_level != "O0" else 1.0
         self.inner_lr, self.zero = ms.Tensor(config.inner_lr, ms.float32), ms.Tensor(0.0, ms.float32)
         self.divisor = ms.Tensor(self.scale, ms.float32)
-        # The sum over a domain's images is so many times their mean.
+        # The sum over a domain's images is their number times their mean.
         images = config.meta_batch_size * self.device.world
         self.inner_factor = float(images) if config.inner_gradient == "sum" else 1.0
         self.network_weights = ms.ParameterTuple(self.trained.trainable_params())

@@ -32,7 +32,7 @@ from src.training.update import Update
 
 log = logging.getLogger("run")
 
-OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that has the backbone alone
+OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that updates the backbone alone
 
 
 class Trainer(Contract):
