@@ -225,7 +225,7 @@ def class_names(meta, path):
     """The class names in META, a tuple in the order of the logits; None where there are none.
 
     Raises:
-        UserError: they are no names.
+        UserError: they are not names.
     """
     names = meta.get("classes") if isinstance(meta, dict) else None
     if names is None:
@@ -259,7 +259,7 @@ def load_cell(cell, path, what):
 
 
 def check_finite(values, path):
-    """A network with a weight that is no number classifies everything as class 0: say so instead."""
+    """A network with a weight that is not a number classifies everything as class 0; raise UserError."""
     for name, value in values.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"checkpoint {path}: {name} is infinite or not a number; use another one")

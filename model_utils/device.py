@@ -47,7 +47,7 @@ class Device:
 
         Raises:
             Exception: this rank's own.
-            PeerError: it names the ranks that failed, where this is none of them.
+            PeerError: this rank did not fail; it names the ranks that did.
         """
         own = None
         try:

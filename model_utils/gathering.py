@@ -80,7 +80,7 @@ def _listener(team):
 
 
 def _greeting(wire):
-    """What a launcher says first; None if it is none."""
+    """What a launcher says first; None if it is not a launcher."""
     with contextlib.suppress(OSError, ValueError):
         said = wire.read(ASIDE)
         if said and said.get("greeting") == GREETING and isinstance(said.get("facts"), dict):

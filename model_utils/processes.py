@@ -99,7 +99,7 @@ class Watch:
         """Match msrun's children with the ranks it says it starts.
 
         A child's environment tells which it is. msrun has other children for moments, and a worker may die
-        before it was looked at: such ones are told by their order, once everything was started.
+        before it was looked at. Such workers are recognised by their order, once everything was started.
         """
         import psutil
 

@@ -54,7 +54,7 @@ def _path_cell(path):
     text = os.fspath(path)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+    except UnicodeEncodeError:  # bytes that are not UTF-8
         text = shown(text)
     return os.path.join(".", text) if text.startswith(FORMULAS) else text
 

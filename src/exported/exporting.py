@@ -97,7 +97,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
 
 
 def _json(value, indent=None):
-    """JSON for people; with escapes only where a class folder's name is no valid text."""
+    """JSON for people; with escapes only where a class folder's name is not valid text."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         text.encode()

@@ -159,7 +159,7 @@ def _recipe(given, overlay, checkpoint_key, path):
 def _network_to_go_on_with(given, overlay, key):
     """The keys that describe a network, and how its images are prepared, as stored with a checkpoint.
 
-    key: the configuration key that names it; {} where it is not given, or is no checkpoint of ours.
+    key: the configuration key that names it; {} if it is not given, or is not a checkpoint of ours.
     """
     path = given.get(key, overlay.get(key))
     if not isinstance(path, str) or path.lower() in ("", "auto", "none"):

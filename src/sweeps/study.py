@@ -76,9 +76,7 @@ class Sweep:
             return study
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # Optuna and SQLAlchemy raise a dozen kinds for a file that is none of theirs
+        except Exception as error:  # Optuna and SQLAlchemy raise a dozen kinds for a file that is not theirs
             if not _of_storage(error):
                 raise
             raise UserError(

@@ -200,7 +200,7 @@ class Method(trainer.Trainer):
         gradients = self.reduce(self._unscaled(gradients))
         store(self.task_gradients, gradients)
         moved = clip_each(self._inner_gradients(gradients), self.config.gradients_clip_value)
-        for weight, start, gradient in zip(self.network_weights, self.start, moved):  # noqa: B905 - the graph compiler knows no strict
+        for weight, start, gradient in zip(self.network_weights, self.start, moved):  # noqa: B905 - the graph compiler does not know strict
             before = ops.assign(start, weight)
             ops.assign(weight, before - rate * gradient)
         return loss if self.scale == 1.0 else loss / self.divisor
@@ -232,7 +232,7 @@ class Method(trainer.Trainer):
         if self.inner_factor != 1.0:
             direction = optim.multiplied(direction, self.inner_factor)
         through = self.reduce(self.hessian_gradient(direction, images, labels, *masks))
-        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler knows no strict
+        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler does not know strict
             ops.assign(part, part - rate * hessian)
         return self.zero
 
