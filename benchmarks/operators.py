@@ -267,8 +267,9 @@ INTRODUCTION = """
 Written by `python -m benchmarks.operators` from the source, MindSpore's docstrings ("Supported Platforms")
 and lists of the primitives in compiled steps. `tests/test_operators.py` fails if something is used that
 MindSpore does not state for both Ascend and GPU, and that has no other path there. What is stated is not what
-was run: [distributed.md](distributed.md#ran-here-and-did-not) says that. `ops.AllGather` and `ops.Broadcast`
-are stated for Ascend and GPU alone, and work on a CPU, where the tests with two processes use them.
+was run: [distributed.md](distributed.md#what-was-run-and-what-was-not) says that. `ops.AllGather` and
+`ops.Broadcast` are stated for Ascend and GPU alone, and work on a CPU, where the tests with two processes use
+them.
 """
 CPU_ONLY = """
 The compiled operators of `src/ops` are x86 code, given to MindSpore through `ops.Custom`. Only `accelerate`
