@@ -252,7 +252,8 @@ def page(lists):
             shown = "all" if len(users) == len(lists) else ", ".join(users)
             lines.append(f"| `{name}` | {_marks(found)} | {shown} |")
     lines += ["", SILENT.strip(), "", ", ".join(f"`{name}`" for name in silent) + "."]
-    lines += ["", "## No operators", "", "For these MindSpore states no platform. They compute nothing.", ""]
+    lines += ["", "## Names that are no operators", ""]
+    lines += ["For these MindSpore states no platform. They compute nothing.", ""]
     lines += ["| name | is |", "|---|---|"]
     lines += [
         f"| `{name.removeprefix('mindspore.')}` | {ON_THE_HOST[name]} |" for name in rows if not rows[name][0]
@@ -266,8 +267,9 @@ INTRODUCTION = """
 Written by `python -m benchmarks.operators` from the source, MindSpore's docstrings ("Supported Platforms")
 and lists of the primitives in compiled steps. `tests/test_operators.py` fails if something is used that
 MindSpore does not state for both Ascend and GPU, and that has no other path there. What is stated is not what
-was run: [distributed.md](distributed.md#ran-here-and-did-not) says that. `ops.Broadcast` is stated for Ascend
-and GPU alone, and works on a CPU, where the tests with two processes use it.
+was run: [distributed.md](distributed.md#what-was-run-and-what-was-not) says that. `ops.AllGather` and
+`ops.Broadcast` are stated for Ascend and GPU alone, and work on a CPU, where the tests with two processes use
+them.
 """
 CPU_ONLY = """
 The compiled operators of `src/ops` are x86 code, given to MindSpore through `ops.Custom`. Only `accelerate`
@@ -275,9 +277,9 @@ puts them into a network, and it changes nothing unless the device is a CPU on w
 self-check. `tests/test_device_paths.py` trains on a stand-in for a GPU and an Ascend that refuses them.
 """
 COMPILED = """
-Primitives in the graphs of the training steps, after MindSpore's compiler has validated them and before a
-device changes them: of each method in its smallest configuration, of networks in supervised training. All are
-with MindSpore's own operators, as on Ascend and GPU.
+These are the primitives in the graphs of the training steps, after MindSpore's compiler has validated them
+and before a device changes them. Each method has its smallest configuration, and each network is trained
+supervised. All steps use MindSpore's own operators, as on Ascend and GPU.
 """
 SILENT = """
 MindSpore's docstrings state no platform for the following. They are gradients that its compiler takes from

@@ -6,7 +6,7 @@
 and, from metrics.jsonl, the test accuracy over time. `--check` writes nothing and fails if the page is not
 what the results give. The experiments, their commands and the published figures beside them stand in
 benchmarks/experiments.yaml; an experiment without a result is shown as "not run".
-Published figures that nothing of ours stands beside are in benchmarks/published.yaml.
+Published figures that are shown for reference only are in benchmarks/published.yaml.
 
 Accuracy is that of the last checkpoint; "oracle" is the best at any evaluation, chosen by test labels.
 Deviations are those of the sample (n - 1).
@@ -188,7 +188,8 @@ def _machines(groups):
     for (experiment, _), results in groups.items():
         for result in results:
             machine, versions = result["machine"], result["versions"]
-            shown = f"{machine['cores']} cores {machine['processor']}, {result['device']}; " + ", ".join(
+            count = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+            shown = f"{count} of {machine['processor']}, {result['device']}; " + ", ".join(
                 f"{name} {version}" for name, version in versions.items()
             )
             seen.setdefault(shown, set()).add(experiment)
@@ -237,8 +238,8 @@ def _times_table(path, title):
         lines.append(f"| {name} | {' | '.join(cells)} |")
     text = (
         "From the start of the process to the first evaluation at or above a target test accuracy: median "
-        "over the seeds, and the range. All of it in one run; evaluation time counts. Every evaluation looks "
-        "at target labels, so these times are a measurement; no recipe stops by them."
+        "over the seeds, and the range. All of it was measured in one run; evaluation time counts. Every "
+        "evaluation looks at target labels, so these times are a measurement; no recipe stops by them."
     )
     return "\n\n".join(
         [f"## Time to accuracy: {title}", text, "\n".join(lines), f"```\n{content['command']}\n```"]
@@ -268,7 +269,7 @@ def _selection_table(path):
 
 
 def _published_table():
-    """Figures of the published documents, beside nothing of ours."""
+    """The published figures of benchmarks/published.yaml."""
     content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     lines = ["| model | measured | published |", "|---|---|---|"]
     for model, rows in content["figures"].items():

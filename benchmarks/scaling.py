@@ -201,14 +201,14 @@ process brings nothing ([distributed.md](distributed.md#measured)), because one 
 its cores.
 """
 BYTES = """
-What a step averages over the processes, counted where it is sent: the gradients of each optimizer's
-parameters as float32, joined into one message. Each method has the network of its configuration in
+A step averages the gradients of each optimizer's parameters over the processes, as float32, joined into one
+message. The bytes are counted where they are sent. Each method has the network of its configuration in
 `tests/tiny`, and its data's number of classes; ADDA and DANN are in the adversarial phase. After each
 step the processes exchange one more message, of 8 bytes and 4 for each process.
 """
 OF_NETWORKS = """
-Another network changes that by the size of its gradients, here with 1,000 classes and nothing frozen.
-MASF averages the network's gradients twice a step, in second order three times.
+Another network changes these figures by the size of its gradients. The table has 1,000 classes and nothing
+frozen. MASF averages the network's gradients twice a step, in second order three times.
 """
 FORMULA = """
 A ring all-reduce of B bytes over p processes takes 2 (p - 1) / p · 8 B / R seconds at R bits a second.
@@ -216,16 +216,16 @@ With t the time of a step on one process, and the same batch on each process, p 
 
     p · t / (t + 2 (p - 1) / p · 8 B / R)
 
-times the samples of one. Times of a step are those of two cores of a CPU, as in
+times the samples of one process. The times of a step are those of two cores of a CPU, as in
 [results.md](results.md). A faster device has a smaller t, and gains less from the same network.
 """
 LEFT_OUT = """
 ## What is left out
 
 A ring of p processes passes 2 (p - 1) messages on, one after the other. At 20 µs each that would be 20
-ms a step for 512 processes, more than half of a step of DANN. Uneven steps and the reading of data from
-one shared disk are left out, too, and so is evaluation, which is shared out among the processes.
-Gradients are sent after the backward pass, not during it.
+ms a step for 512 processes, more than half of a step of DANN. Uneven steps, the reading of data from
+one shared disk, and evaluation, which is shared out among the processes, are left out as well. Gradients are
+sent after the backward pass, not during it.
 """
 
 

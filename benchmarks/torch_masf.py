@@ -1,7 +1,7 @@
 """MASF's step in PyTorch, written from the paper and independent of src/train_cells/: for comparison only.
 
-Dou et al. 2019, arXiv 1910.13580. The networks have the layers of src/networks/{generalisation,alexnet,
-metric}.py; the second order lets autograd differentiate through the inner step.
+Dou et al. 2019, arXiv 1910.13580. The networks have the layers of src/networks/{digits,photos,
+alexnet}.py and src/losses/metric.py; the second order lets autograd differentiate through the inner step.
 """
 
 import torch

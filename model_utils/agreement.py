@@ -1,4 +1,4 @@
-"""Whether all processes of a run mean the same: the same configuration, code and libraries.
+"""Checks that all processes of a run have the same configuration, code and libraries.
 
 Processes on one host have them from one launcher. On several hosts each reads its own files, and a difference
 would show as a run that hangs, or as one whose results nobody can repeat.

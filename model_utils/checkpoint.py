@@ -2,7 +2,7 @@
 
 A training checkpoint is one MindSpore `.ckpt` file with a CRC32. It holds the network's parameters under
 their own names (so `mindspore.load_checkpoint` and `load_param_into_net` work on it), every other cell of
-`TrainCell.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
+`Trainer.state()` under `<name>/`, and `META`: UTF-8 JSON as bytes with phase, step, seconds and the
 resolved configuration. Randomness needs no state: it is a function of seed and step (model_utils/noise.py).
 """
 
@@ -102,7 +102,7 @@ def save_state(state, meta, path):
     """Write a training checkpoint.
 
     Args:
-        state: {name: nn.Cell} from `TrainCell.state()`; "network" is stored unprefixed.
+        state: {name: nn.Cell} from `Trainer.state()`; "network" is stored unprefixed.
         meta: what JSON can hold; phase, step, config.
         path: the file to make or replace, atomically.
     """
@@ -111,7 +111,7 @@ def save_state(state, meta, path):
 
 
 def named_parameters(state):
-    """{name in a training checkpoint: Parameter} of `TrainCell.state()`, each parameter once.
+    """{name in a training checkpoint: Parameter} of `Trainer.state()`, each parameter once.
 
     An optimizer lists the weights it updates among its own; they belong to the network that comes first.
     """
@@ -225,7 +225,7 @@ def class_names(meta, path):
     """The class names in META, a tuple in the order of the logits; None where there are none.
 
     Raises:
-        UserError: they are no names.
+        UserError: they are not names.
     """
     names = meta.get("classes") if isinstance(meta, dict) else None
     if names is None:
@@ -259,7 +259,7 @@ def load_cell(cell, path, what):
 
 
 def check_finite(values, path):
-    """A network with a weight that is no number classifies everything as class 0: say so instead."""
+    """A network with a weight that is not a number classifies everything as class 0; raise UserError."""
     for name, value in values.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"checkpoint {path}: {name} is infinite or not a number; use another one")

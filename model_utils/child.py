@@ -100,7 +100,7 @@ def run(words, output=None):
 
 
 def shares(workers):
-    """[set of processors] for so many commands at once; None for one alone, and where there are too few.
+    """[set of processors] for `workers` commands at once; None for one alone, or if there are too few.
 
     The sets are disjoint and of about equal size.
     """

@@ -48,7 +48,7 @@ class Device:
 
         Raises:
             Exception: this rank's own.
-            PeerError: it names the ranks that failed, where this is none of them.
+            PeerError: this rank did not fail; it names the ranks that did.
         """
         own = None
         try:
@@ -221,7 +221,7 @@ def _round_nothing(target):
 
 
 def _begin(target, device_id):
-    """Run one operator: only that shows whether the device is there. MindSpore takes any number before.
+    """Run one operator: only that shows whether the device is there. Until then MindSpore accepts any number.
 
     Raises:
         UserError: it can't be used.

@@ -1,4 +1,4 @@
-"""How the launchers of a run's hosts find one another before the start, and that they mean the same run."""
+"""Before the start, the launchers of a run's hosts find one another and check that they mean the same run."""
 
 import contextlib
 import socket
@@ -80,7 +80,7 @@ def _listener(team):
 
 
 def _greeting(wire):
-    """What a launcher says first; None if it is none."""
+    """What a launcher says first; None if it is not a launcher."""
     with contextlib.suppress(OSError, ValueError):
         said = wire.read(ASIDE)
         if said and said.get("greeting") == GREETING and isinstance(said.get("facts"), dict):

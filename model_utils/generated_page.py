@@ -1,4 +1,4 @@
-"""Pages of docs/ that a program writes from what it knows."""
+"""Writes the pages of docs/ that a program makes from the code or from kept results."""
 
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT

@@ -17,7 +17,7 @@ def parse(text):
     """The hosts of `--hosts A,B,C`, the first one first.
 
     Raises:
-        UserError: an entry is no address or name, stands twice, or means whichever machine reads it.
+        UserError: an entry is not an address or a name, is given twice, or means whichever machine reads it.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -59,7 +59,7 @@ def node_rank(names, given, where="--hosts"):
         where: what holds the names, for messages.
 
     Raises:
-        UserError: `given` is no index; none, or more than one, of the names is this machine's.
+        UserError: `given` is not an index; or none, or more than one, of the names is this machine's.
     """
     if given is not None:
         return checked(given, len(names))
@@ -77,7 +77,7 @@ def node_rank(names, given, where="--hosts"):
 
 
 def checked(text, count):
-    """The number in a --node_rank of `count` hosts; UserError if it is none of theirs."""
+    """The number in a --node_rank of `count` hosts; UserError if no host has it."""
     if not re.fullmatch(r"[0-9]{1,5}", str(text)) or int(text) >= count:
         raise UserError(f"node_rank: {str(text)!r:.40} is not a whole number from 0 to {count - 1}")
     return int(text)

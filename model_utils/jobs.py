@@ -97,7 +97,7 @@ def _hosts(script, given, own):
 
 
 def _devices_from_table(settings, given):
-    """Where a list of devices stands in the place of a rank table: as many processes, one for each."""
+    """If a list of devices takes the place of a rank table, start one process for each of them."""
     word = given.get("@rank_table")
     if word is not None and is_devices(word):
         del given["@rank_table"]

@@ -162,7 +162,7 @@ def _split(script, arguments):
 
 
 def _is_path(key):
-    """Whether a key names a file or folder; a method's, which take seconds to import, by their names."""
+    """Whether a key names a file or folder. A method takes seconds to import; its keys are told by name."""
     if key in COMMON:
         return COMMON[key].path
     named = ("config", "pretrained", "model", "class_names")
@@ -170,7 +170,7 @@ def _is_path(key):
 
 
 def _from_caller(key, value, caller):
-    """A path as the caller meant it: what exists there, else what the repository has, else new there."""
+    """A path as the caller meant it: in their folder, unless it exists in the repository only."""
     if not _is_path(key) or not isinstance(value, str) or not value or "://" in value:
         return value
     if key == "pretrained" and value in ("auto", "none"):

@@ -57,7 +57,7 @@ class Link:
     # Before the start
 
     def meet(self, stopped, word=None):
-        """Wait for the other hosts; returns whether they are there: not, once `stopped()` is true.
+        """Wait for the other hosts; returns whether they are there. Once `stopped()` is true, it gives up.
 
         `word`: what the first host tells the others, as JSON; they have it as `self.word`.
 
@@ -168,7 +168,7 @@ class Link:
             return heard
 
     def conclude(self, outcome, wait):
-        """Tell how this host's processes ended; returns how the run did, once all hosts are through.
+        """Tell how this host's processes ended; returns how the run ended, once all hosts have finished.
 
         wait: called now and then meanwhile; True once a signal came, which limits the waiting.
         """

@@ -53,7 +53,7 @@ class Meeting:
         if not self.here:
             return
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
-            # As the scheduler does it: what is left of an earlier run's connections is no hindrance.
+            # As the scheduler does it: what is left of an earlier run's connections does not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(place)

@@ -11,7 +11,7 @@ CONTAINERS = (  # folder, files of the limit and of what is in use, entry of mem
 
 
 def _container(folder, limit, used, cached):
-    """(bytes left, bytes in all) of a control group; OSError or ValueError if it is none or has no limit."""
+    """(bytes left, bytes in all) of a control group; OSError or ValueError if there is none, or no limit."""
     most, spent = (int((folder / name).read_text(encoding="ascii")) for name in (limit, used))
     lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     spent -= int(dict(line.split(maxsplit=1) for line in lines).get(cached, 0))

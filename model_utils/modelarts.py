@@ -74,7 +74,7 @@ def storage(url, key):
 
 
 def _retry(action, what):
-    """Run `action()` up to three times; moxing raises exceptions of many kinds, all mean the same here."""
+    """Run `action()` up to three times; moxing's many kinds of exceptions all mean the same here."""
     for wait in (*WAITS, None):
         try:
             return action()

@@ -26,7 +26,7 @@ def command(text):
     """The words of ssh that --ssh asks for, None if it asks for none: true, false, or `ssh -p 22`.
 
     Raises:
-        UserError: it is no command.
+        UserError: it is not a command.
     """
     if text is True or str(text).lower() in TRUE:
         return ["ssh"]

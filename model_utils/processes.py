@@ -99,7 +99,7 @@ class Watch:
         """Match msrun's children with the ranks it says it starts.
 
         A child's environment tells which it is. msrun has other children for moments, and a worker may die
-        before it was looked at: such ones are told by their order, once everything was started.
+        before it was looked at. Such workers are recognised by their order, once everything was started.
         """
         import psutil
 
@@ -122,8 +122,8 @@ class Watch:
     def _find_gone(self, started, gone):
         """Match children that ended before they were looked at, by their place among those that were.
 
-        started: [(role, rank as text)] in msrun's order. What it says comes before it starts the process, so
-        that a child between the neighbours of one is that one, but a child before all others need not be.
+        started: [(role, rank as text)] in msrun's order. msrun says so before it starts a process. A child
+        between the neighbours of a process is therefore that process; one before all others need not be one.
         """
         order = list(self.children)
         for place, (role, rank) in enumerate(started):
@@ -256,7 +256,7 @@ class Watch:
         )
 
     def _culprit(self):
-        """The worker to blame, or None: the first that failed, and rather one with an error of its own."""
+        """The worker to blame, or None: the first that failed, if possible one with an error of its own."""
         # After a signal msrun kills whoever is left as soon as the first has gone.
         number = self.signal
         stopped = {128 + number, -number, -signal.SIGKILL} if number is not None else set()

@@ -27,7 +27,7 @@ MAX_DEVICE_ID = 1023
 class Host:
     """One server of the table: its id (usually its address), its first rank, device ids in rank order.
 
-    `host_ip` is its address where the id is none; "" if the table does not say.
+    `host_ip` is its address if the id is not an address; "" if the table does not say.
     """
 
     server_id: str

@@ -27,7 +27,7 @@ class Wire:
         """The next message, None at the end of the connection.
 
         Raises:
-            TimeoutError: nothing came for `seconds`. ValueError: what came is no message.
+            TimeoutError: nothing came for `seconds`. ValueError: what came is not a message.
         """
         self.connection.settimeout(seconds)
         while b"\n" not in self.rest:

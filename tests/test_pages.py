@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, the index has all of them, and every command they print is accepted."""
+"""The pages and the headers of configurations: links lead somewhere, and every command is accepted."""
 
 import importlib.util
 import re
@@ -12,6 +12,7 @@ from benchmarks import results
 from src.setup import settings as experiment
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGURATIONS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "config.yaml"]
 PROGRAMS = ("train.py", "eval.py", "export.py")
 OPEN = re.compile(r"[$…\[\]*]|X\.yaml|\bSEED\b|\bK\b")  # a line that the reader has to complete
 # Files of its examples, which tests/test_extending.py runs.
@@ -38,10 +39,19 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).replace(" ", "-") for title in titles}
 
 
+def blocks(page):
+    """Blocks of code: those of a page, or the header of a configuration without its comment signs."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        header = text[: text.index("\n\n")].splitlines()
+        return ["\n".join(re.sub(r"\s{4,}.*$", "", line.lstrip("#").strip()) for line in header)]
+    return re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+
+
 def commands(page):
     """The words of every complete command of PROGRAMS in a page's blocks of code."""
-    for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-        for line in block.splitlines():
+    for block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             if line.startswith("python ") and line.split()[1] in PROGRAMS:
                 line = re.sub(r"\s+#.*$", "", line)
@@ -63,7 +73,7 @@ def test_the_index_lists_every_page():
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+@pytest.mark.parametrize("page", PAGES + CONFIGURATIONS, ids=names(PAGES + CONFIGURATIONS))
 def test_every_command_names_keys_and_configurations_that_exist(page):
     for program, *words in commands(page) if page != EXTENDING else ():
         if any("mindcv/" in word for word in words) and importlib.util.find_spec("mindcv") is None:
@@ -72,7 +82,17 @@ def test_every_command_names_keys_and_configurations_that_exist(page):
         if "--pretrained" in words and words[words.index("--pretrained") + 1].startswith("outputs/"):
             place = words.index("--pretrained")
             del words[place : place + 2]
-        assert experiment.load(words, program) is not None
+        assert experiment.load(words, program) is not None or "--help" in words
+
+
+@pytest.mark.parametrize("page", PAGES + CONFIGURATIONS, ids=names(PAGES + CONFIGURATIONS))
+def test_every_module_named_can_be_run(page):
+    """`python -m NAME` of this repository, in code and in sentences."""
+    named = re.findall(
+        r"python3? -m ((?:src|model_utils|benchmarks)[\w.]*\w)", page.read_text(encoding="utf-8")
+    )
+    places = [ROOT / name.replace(".", "/") for name in named]
+    assert not [place for place in places if not (place.with_suffix(".py").exists() or place.is_dir())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -85,6 +105,7 @@ def test_every_file_named_exists(page):
 
 def test_commands_are_found_on_the_pages():
     assert sum(len(list(commands(page))) for page in PAGES) > 50
+    assert sum(len(list(commands(page))) for page in CONFIGURATIONS) > 30
 
 
 def test_the_first_screen():
@@ -109,9 +130,8 @@ def test_the_citation_file_is_valid_yaml_and_names_the_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
     page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
-    assert len(citation["references"]) == 4
-    for paper in citation["references"]:
-        assert paper["url"].rsplit("/", 1)[1] in page
+    cited = {paper["url"].rsplit("/", 1)[1] for paper in citation["references"]}
+    assert cited == set(re.findall(r"note += \{arXiv:([\d.]+)\}", page)) and len(cited) == 8
 
 
 def test_fewer_than_three_seeds_have_no_spread():

@@ -106,7 +106,7 @@ AUGMENTATIONS = {
 }
 GEOMETRIC = ("shift", "affine", "shrink", "enlarge")
 CHOICES = ("none", "intensity", *GEOMETRIC, *(f"intensity+{name}" for name in GEOMETRIC))
-# What a student sees in self-training; see src/train_cells/_dann_refine.py.
+# What a student sees in self-training; see src/losses/self_training.py.
 STRONG = (
     "none",
     *(

@@ -1,9 +1,9 @@
 """One decoder for all image files: bytes to uint8 RGB, whatever the file is called.
 
-JPEG, PNG, BMP and WebP are told by their content. The orientation that a camera notes (EXIF) is applied.
-Grey, palette and CMYK images become RGB, transparency is dropped, of 16 bits a channel the upper 8 are kept.
-Bytes behind an image's end are no error; a file that ends before it is, because decoders answer such a file
-with a picture whose lower part is grey.
+JPEG, PNG, BMP and WebP are recognised by their content. The orientation that a camera notes (EXIF) is
+applied. Grey, palette and CMYK images become RGB, transparency is dropped, and of 16 bits a channel the upper
+8 are kept. Bytes behind an image's end are not an error. A file that ends too early is an error, because
+decoders answer it with a picture whose lower part is grey.
 """
 
 import io

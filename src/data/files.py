@@ -29,7 +29,7 @@ MOST_NAMED = 20
 
 
 def shown(path):
-    """A path as text for people: bytes that are no UTF-8, and control characters, as \\x escapes."""
+    """A path as text for people: bytes that are not UTF-8, and control characters, as \\x escapes."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 

@@ -27,7 +27,7 @@ def header(shape):
 
 
 def read(path, ndim):
-    """Read a uint8 IDX file of `ndim` dimensions, gzipped or not (told by content, not by name).
+    """Read a uint8 IDX file of `ndim` dimensions, gzipped or not (recognised by content, not by name).
 
     Returns a read-only array: a memory map of a plain file, the unpacked values of a gzipped one.
     Raises UserError for a file that is not such an IDX file, cut short, too long, or damaged.

@@ -92,7 +92,7 @@ class TrainLoader:
     ranks without overlap; what does not fill a batch is left out.
 
     Attributes:
-        files: paths of all images by index; None where they are no files.
+        files: paths of all images by index; None if they are not files.
         numbered: whether the place of an image stands where its label would.
         strong: whether images are always augmented strongly.
 
@@ -228,7 +228,7 @@ class TestLoader:
     counts the images of all ranks, without the files that this rank has found to be unreadable so far.
 
     Attributes:
-        files: paths of all images by index; None where they are no files.
+        files: paths of all images by index; None if they are not files.
         indices: which of them this rank sees, in order.
     """
 

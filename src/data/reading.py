@@ -164,7 +164,7 @@ class Reader:
         with self._lock:
             if index in self.bad:
                 return
-            # Who sees that a file is bad must see the failure that may follow from it.
+            # A thread that sees that a file is bad must also see the failure that may follow from it.
             self._failure = self._failure or self._consequence(index, reason)
             self.bad[index] = reason
         self.left_out.unreadable(path, reason)

@@ -81,7 +81,7 @@ def _finish(labels, ink, path):
 
 
 def _read_text(path):
-    """The unpacked bytes of a text file; compression is told by content."""
+    """The unpacked bytes of a text file; compression is recognised by content."""
     try:
         with open(path, "rb") as file:
             start = file.read(3)

@@ -28,7 +28,7 @@ class Table:
     """A CSV file in UTF-8: path, class, probability, second_class, second_probability, third_class, …
 
     A spreadsheet takes a cell that begins with = + - or @ for a formula. A path that does is written with ./
-    before it, which names the same file; before a class that does stands an apostrophe.
+    before it, which names the same file. A class that does gets an apostrophe before it.
 
     Args:
         handle: a text file opened with newline="".
@@ -54,7 +54,7 @@ def _path_cell(path):
     text = os.fspath(path)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+    except UnicodeEncodeError:  # bytes that are not UTF-8
         text = shown(text)
     return os.path.join(".", text) if text.startswith(FORMULAS) else text
 

@@ -97,7 +97,7 @@ def export(network, images, path, file_format, batch_size=None, device_target="C
 
 
 def _json(value, indent=None):
-    """JSON for people; with escapes only where a class folder's name is no valid text."""
+    """JSON for people; with escapes only where a class folder's name is not valid text."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         text.encode()
@@ -186,7 +186,7 @@ def _free_batch(model):
 
 
 def _compare(network, images, path, file_format, batch_size):
-    """Largest absolute difference of the logits over all images; nan if any logit is none.
+    """Largest absolute difference of the logits over all images; nan if any logit is not a number.
 
     A fixed batch takes the images in turns, the last one filled up by repeating; a free one takes all of them
     at once, then one.

@@ -125,7 +125,7 @@ class Session:
         content = read(path)
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what it would print is in the exceptions as well
-        # The bytes, not the path: onnxruntime refuses one that is no valid UTF-8.
+        # The bytes, not the path: onnxruntime refuses one that is not valid UTF-8.
         self._session = self._call(
             lambda: runtime.InferenceSession(content, options, providers=providers),
             "is damaged, or no ONNX file that onnxruntime can run",

@@ -64,7 +64,7 @@ def find(settings, method, key):
     the published files of parts in `output_dir`.
 
     Raises:
-        UserError: there is none of them, or it can't be used.
+        UserError: none of them exists, or it can't be used.
     """
     loaded = load_parts(settings, method)
     if loaded is not None:

@@ -63,14 +63,14 @@ def clip_each(gradients, limit):
 
 def store(parameters, values):
     """Assign each value to its parameter."""
-    for parameter, value in zip(parameters, values):  # noqa: B905 - the graph compiler knows no strict
+    for parameter, value in zip(parameters, values):  # noqa: B905 - the graph compiler does not know strict
         ops.assign(parameter, value)
 
 
 def through_clipping(gradients, vectors, limit):
     """J·v for each gradient, J the (symmetric) Jacobian of `clip_each` there."""
     products = []
-    for gradient, vector in zip(gradients, vectors):  # noqa: B905 - the graph compiler knows no strict
+    for gradient, vector in zip(gradients, vectors):  # noqa: B905 - the graph compiler does not know strict
         norm = ops.sqrt(ops.maximum(dot(gradient, gradient), 1e-24))
         along = ops.cast(norm > limit, ms.float32) * dot(gradient, vector) / (norm * norm)
         products.append((vector - along * gradient) * (limit / ops.maximum(norm, limit)))
@@ -87,7 +87,7 @@ class Directional(nn.Cell):
     def construct(self, direction, images, labels, *masks):
         _, gradients = self.task_gradient(images, labels, *masks)
         total = 0.0
-        for gradient, part in zip(gradients, direction):  # noqa: B905 - the graph compiler knows no strict
+        for gradient, part in zip(gradients, direction):  # noqa: B905 - the graph compiler does not know strict
             total = total + dot(gradient, part)
         return total
 

@@ -9,8 +9,8 @@ src/networks/mindcv.py.
     build(config, 7)             -> Classifier: images -> logits of 7 classes
     preparation(config)          -> how its images are prepared
 
-Methods see `Classifier` only: `features`, `classify`, `feature_size`, `masks`. They know no layer of any
-backbone.
+Methods see `Classifier` only: `features`, `classify`, `feature_size`, `masks`. They do not know
+any layer of a backbone.
 """
 
 import dataclasses

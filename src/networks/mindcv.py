@@ -34,7 +34,7 @@ def library():
         )
     try:
         from mindcv import models
-    except Exception as error:  # whatever its code does with a MindSpore it was not made for
+    except Exception as error:  # whatever its code raises on a MindSpore that it was not made for
         raise UserError(f"network: mindcv can't be imported: {_first_line(error)}") from error
     return models
 
@@ -139,7 +139,7 @@ def _try(backbone, name, preparation):
     ops.accelerate(backbone)  # MindSpore's own convolutions would take seconds on some processors
     try:
         given = _pairs.join(backbone, ms.Tensor(image)).shape
-    except Exception as error:  # whatever its code says to a size it can't take
+    except Exception as error:  # whatever its code raises for a size that it can't take
         raise UserError(
             f"network: mindcv/{name} fails on images of {preparation.size} pixels: {_first_line(error)}; "
             "choose another image_size or network"

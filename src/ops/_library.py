@@ -139,7 +139,7 @@ def _build(compiler, target):
 
 
 def _shared_object(mindspore_version):
-    """(path, how it was come by); builds unless an intact copy is cached."""
+    """(path, where it came from); builds unless an intact copy is cached."""
     compiler = _compiler()
     folder, how = cache.folder(), "built"
     if folder is None:

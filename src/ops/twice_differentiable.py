@@ -1,12 +1,11 @@
 """Max pooling, local response normalisation and ReLU6 that have second derivatives.
 
-MindSpore's own have none on a CPU: MaxPool2d's gradient refuses to be differentiated, and those of LRN and
-ReLU6 have none.
-These give the same values. Few operators are left to build them from (MindSpore 2.10 on a CPU). The gradient
-of a slice with a step fails, ops.slice has no second derivative, and that of several gathers is wrong. An
-index (x[..., 0]) copies number by number; ops.unstack takes a fifth of that time. Second derivatives have to
-be compiled, because that of a concatenation is wrong in PyNative mode. MaxPool2d has no ONNX form and needs
-none, because networks are exported with MindSpore's own pooling.
+MindSpore's own have none on a CPU: the gradient of MaxPool2d refuses to be differentiated, and the gradients
+of LRN and ReLU6 have none. The cells here give the same values. Few operators are left to build them from
+(MindSpore 2.10 on a CPU): the gradient of a slice with a step fails, ops.slice has no second derivative, and
+that of several gathers is wrong. An index (x[..., 0]) copies number by number; ops.unstack takes a fifth of
+that time. Second derivatives have to be compiled, because that of a concatenation is wrong in PyNative mode.
+MaxPool2d has no ONNX form and needs none, because networks are exported with MindSpore's own pooling.
 """
 
 from mindspore import nn, ops

@@ -14,8 +14,8 @@ class Findings:
         indices: int (N,), the images' places in their loader.
         predicted: int (N,), classes.
         confidence: float (N,) in [0, 1], the probability of the predicted class.
-        margin: float (N,), by how much the largest logit exceeds the second; unlike the confidence it never
-            comes to its end.
+        margin: float (N,), by how much the largest logit exceeds the second; unlike the confidence it has
+            no upper bound.
         labels: int (N,), or None where the domain has none.
         classes: K.
     """

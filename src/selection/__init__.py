@@ -11,7 +11,7 @@ import pkgutil
 
 from model_utils.errors import UserError
 
-SHARED = ("evidence", "probe", "pool")  # modules that are no rules
+SHARED = ("evidence", "probe", "pool")  # modules that are not rules
 
 
 def names():

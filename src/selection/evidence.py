@@ -1,4 +1,4 @@
-"""What a rule may look at: predictions of a network. There is no target label in it."""
+"""What a rule may look at: predictions of a network. No target label is among it."""
 
 import dataclasses
 

@@ -6,7 +6,7 @@ import numpy as np
 def score(evidence):
     """Sum of the singular values of the (N, K) probabilities, as a share of the largest there can be.
 
-    In (0, 1]. The largest is √(N·min(N, K)): certain predictions, as many of each class.
+    In (0, 1]. The largest is √(N·min(N, K)), for certain predictions that are equally many of each class.
     """
     probabilities = evidence.target_probabilities
     count, classes = probabilities.shape

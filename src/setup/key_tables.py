@@ -24,17 +24,25 @@ from src.training import keys as training_keys
 PAGE = ROOT / "docs" / "keys.md"
 INTRODUCTION = """# Configuration keys
 
-Written by `python -m src.setup.key_tables`; `python train.py --help` shows the same for one experiment. A
-method's defaults are the published recipe; `config.yaml` and `configs/*.yaml` hold what we recommend. Order:
-`config.yaml`, then `--config FILE`, then the command line.
+Written by `python -m src.setup.key_tables`; `python train.py --help` shows the same for one experiment. The
+defaults of a method are not always a published recipe. Recipes are in `config.yaml` and `configs/*.yaml`;
+the headers of these files say which of them are published recipes and which are ours.
+`config.yaml` is read first, then the file given with `--config`, then the command line. The last value
+counts.
 """
+
+
+def _text(value):
+    """A default as a configuration file has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '""' if value == "" else str(value)
 
 
 def _table(keys):
     lines = ["| key | default | meaning | allowed |", "|---|---|---|---|"]
     for name, key in keys.items():
-        default = str(key.default).lower() if isinstance(key.default, bool) else str(key.default)
-        shown = f"`{default}`" if default else ""
+        shown = f"`{_text(key.default)}`" if key.default != "" else ""
         allowed = key.allowed().replace("|", "/")
         lines.append(f"| `{name}` | {shown} | {key.help.replace('|', '/')} | {allowed} |")
     return "\n".join(lines)
@@ -63,10 +71,7 @@ def page():
 
 
 def _defaults(changed):
-    shown = (
-        f"`{name}: {str(key.default).lower() if key.default is True else key.default}`"
-        for name, key in changed.items()
-    )
+    shown = (f"`{name}: {_text(key.default)}`" for name, key in changed.items())
     return ", ".join(shown) + "."
 
 

@@ -1,7 +1,7 @@
 """The configuration of an experiment: config.yaml, then an overlay, then the command line.
 
 The keys of an experiment are those of every experiment (model_utils/keys.py), of the data (src/data/keys.py),
-of the network and its family (src/networks), of training (src/training/trainer.py), and of the method. `load`
+of the network and its family (src/networks), of training (src/training/keys.py), and of the method. `load`
 is the only entry point of the commands.
 """
 
@@ -159,7 +159,7 @@ def _recipe(given, overlay, checkpoint_key, path):
 def _network_to_go_on_with(given, overlay, key):
     """The keys that describe a network, and how its images are prepared, as stored with a checkpoint.
 
-    key: the configuration key that names it; {} where it is not given, or is no checkpoint of ours.
+    key: the configuration key that names it; {} if it is not given, or is not a checkpoint of ours.
     """
     path = given.get(key, overlay.get(key))
     if not isinstance(path, str) or path.lower() in ("", "auto", "none"):

@@ -39,7 +39,7 @@ class Sweep:
 
     Args:
         folder: of the sweep; trials are in folder/trial-0000/seed-0.
-        words: of every train.py, e.g. ["--config=configs/dann.yaml"].
+        words: of every train.py, e.g. ["--config=configs/photos.yaml"].
         space: {key: optuna distribution}.
         options: has `trials` and OF_A_SWEEP.
         left_out: {source: further words} of the runs of a trial with objective leave_one_source_out.
@@ -78,9 +78,7 @@ class Sweep:
             return study
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # Optuna and SQLAlchemy raise a dozen kinds for a file that is none of theirs
+        except Exception as error:  # Optuna and SQLAlchemy raise a dozen kinds for a file that is not theirs
             if not _of_storage(error):
                 raise
             raise UserError(

@@ -70,8 +70,8 @@ class Method(trainer.Trainer):
         "mapping_weight": Key(1.0, "weight of the target network's adversarial loss", low=0),
         "mapping_rows": Key(
             "target",
-            "target: that loss is the mean over target images; both: over source and target images as the "
-            "authors have it, half of that gradient",
+            "target: the adversarial loss is the mean over target images; both: over source and target "
+            "images, as the authors have it, with half of that gradient",
             choices=("target", "both"),
         ),
         "class_weight": Key(
@@ -83,7 +83,9 @@ class Method(trainer.Trainer):
             "weight (times λ) of the loss of augmented target images against confident predictions",
             low=0,
         ),
-        "consistency_augment": Key("affine", "that augmentation", choices=augment.CHOICES[1:]),
+        "consistency_augment": Key(
+            "affine", "augmentation of the target images in that loss", choices=augment.CHOICES[1:]
+        ),
         "confidence": Key(0.9, "probability from which a prediction counts as confident", low=0, below=1),
         "gamma": Key(10.0, "how fast λ(p) = 2/(1+exp(-gamma·p)) - 1 grows over adversarial training", low=0),
     }

@@ -91,7 +91,7 @@ class Method(trainer.Trainer):
         "margin": Key(10.0, "margin of the triplet loss, a squared distance", low=0),
         "global_weight": Key(1.0, "weight of the global loss (class alignment)", low=0),
         "local_weight": Key(0.005, "weight of the local loss (triplets)", low=0),
-        "temperature": Key(2.0, "of the soft labels in the global loss", above=0),
+        "temperature": Key(2.0, "temperature of the soft labels in the global loss", above=0),
         "gradients_clip_value": Key(
             2.0, "largest norm of each tensor's gradient in inner and meta step", above=0
         ),
@@ -134,7 +134,7 @@ class Method(trainer.Trainer):
         self.scale = config.loss_scale if config.amp_level != "O0" else 1.0
         self.inner_lr, self.zero = ms.Tensor(config.inner_lr, ms.float32), ms.Tensor(0.0, ms.float32)
         self.divisor = ms.Tensor(self.scale, ms.float32)
-        # The sum over a domain's images is so many times their mean.
+        # The sum over a domain's images is their number times their mean.
         images = config.meta_batch_size * self.device.world
         self.inner_factor = float(images) if config.inner_gradient == "sum" else 1.0
         self.network_weights = ms.ParameterTuple(self.trained.trainable_params())
@@ -200,7 +200,7 @@ class Method(trainer.Trainer):
         gradients = self.reduce(self._unscaled(gradients))
         store(self.task_gradients, gradients)
         moved = clip_each(self._inner_gradients(gradients), self.config.gradients_clip_value)
-        for weight, start, gradient in zip(self.network_weights, self.start, moved):  # noqa: B905 - the graph compiler knows no strict
+        for weight, start, gradient in zip(self.network_weights, self.start, moved):  # noqa: B905 - the graph compiler does not know strict
             before = ops.assign(start, weight)
             ops.assign(weight, before - rate * gradient)
         return loss if self.scale == 1.0 else loss / self.divisor
@@ -232,7 +232,7 @@ class Method(trainer.Trainer):
         if self.inner_factor != 1.0:
             direction = optim.multiplied(direction, self.inner_factor)
         through = self.reduce(self.hessian_gradient(direction, images, labels, *masks))
-        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler knows no strict
+        for part, hessian in zip(self.meta_gradients, through):  # noqa: B905 - the graph compiler does not know strict
             ops.assign(part, part - rate * hessian)
         return self.zero
 

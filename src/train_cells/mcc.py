@@ -66,7 +66,7 @@ class Method(trainer.Trainer):
         "lr": Key(0.001, "learning rate (peak, if scheduled)", above=0),
         "label_smooth_factor": Key(0.1, "share of each label spread over all classes", low=0, below=1),
         "mcc_weight": Key(1.0, "weight of the confusion of target predictions", low=0),
-        "temperature": Key(2.5, "of the softmax whose confusion is measured", above=0),
+        "temperature": Key(2.5, "temperature of the softmax whose confusion is measured", above=0),
         "information_weight": Key(
             0.0, "weight of information maximisation on target predictions beside it; 0: none", low=0
         ),

@@ -1,5 +1,4 @@
-"""Supervised training of one network on all labelled domains: what every comparison of adaptation begins
-with.
+"""Supervised training of one network on all labelled domains: the baseline that adaptation has to beat.
 
 Every step takes `batch_size` images of each labelled domain, joins them into one batch and minimises their
 mean cross-entropy. Methods `hardnet` and `deepall` are this one under the names, and with the defaults, that

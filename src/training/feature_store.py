@@ -2,7 +2,7 @@
 
 A store is a folder of one kind of features, named by everything but the images that they depend on. It holds
 any number of parts, `<name>.npy` with float32 rows and `<name>.json`, which says what each row belongs to. A
-part is written whole or not at all, and never changed. Whoever misses rows adds a part with them.
+part is written whole or not at all, and never changed. A run that misses rows adds a part that holds them.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ from src.training.feature_cache import FeatureCache
 from src.training.schedules import schedule
 from src.training.update import Update
 
-OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that has the backbone alone
+OF_BACKBONE = "_backbone"  # ending of the name of an optimizer that updates the backbone alone
 
 
 class Trainer(Contract):

@@ -20,7 +20,7 @@ def run(build, config, device, started):
     """Train, evaluate and write everything a run writes.
 
     Args:
-        build: function () -> (TrainCell, {domain: test loader}); called once the run holds its folder.
+        build: function () -> (Trainer, {domain: test loader}); called once the run holds its folder.
         config, device: as resolved and set up.
         started: `time.perf_counter()` at the start of the process; what "seconds" counts from.
 

@@ -102,7 +102,8 @@ class Reorder {
     std::unique_ptr<Primitive> primitive_;
 };
 
-// Oneness by key, least recently used out first.  Entries in use stay alive through their shared pointer.
+// One entry for each key; the least recently used one is dropped first.  Entries in use stay alive through their
+// shared pointer.
 template <typename Value>
 class Cache {
   public:
