@@ -36,6 +36,19 @@ def run(words, folder, cores):
         raise UserError(f"{line} left with status {status}; see {folder / 'printed.log'}")
 
 
+def captured(words):
+    """What `python` with these words prints: (standard output, standard error).
+
+    Raises:
+        UserError: it failed; the message is the last line it printed.
+    """
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"{' '.join(words)} failed"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    return done.stdout, done.stderr
+
+
 def train(words, given, folder, cores):
     """The content of result.json of a run of train.py, new or finished before.
 

@@ -10,26 +10,18 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import positive, report
+from benchmarks import children, positive, report
 from model_utils import cli
-from model_utils.config import ROOT
-from model_utils.errors import UserError
 
 STEPS = 60
 
 
 def command(script, *arguments):
     """Run a command of the repository; returns its log."""
-    words = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError((done.stderr.strip().splitlines() or [f"{script} failed"])[-1])
-    return done.stdout + done.stderr
+    return "".join(children.captured([script, *map(str, arguments)]))
 
 
 def once(folder):

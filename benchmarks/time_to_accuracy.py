@@ -14,28 +14,16 @@ that Ganin et al. published, in DIR, instead of one made by create_mnistm.py; Py
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import positive, report
+from benchmarks import children, positive, report
 from benchmarks.results import KEPT, TIMES, TIMES_PUBLISHED, reached
 from model_utils import cli
 from model_utils.checkpoint import atomic
-from model_utils.config import ROOT
-from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
 
 THRESHOLDS = (0.8157, 0.90, 0.95)
-
-
-def run(words):
-    """Standard output of a command of the repository; UserError with its last line if it fails."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError((done.stderr.strip().splitlines() or [f"{words} failed"])[-1])
-    return done.stdout
 
 
 def our_curve(config, seed, arguments):
@@ -49,7 +37,7 @@ def our_curve(config, seed, arguments):
         if arguments.published:
             keys |= {"target_image_root": Path(arguments.published).absolute()}
             keys |= {"experiment": f"{name}_on_published_mnist_m"}
-        run(["train.py", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))])
+        children.captured(["train.py", *(f"--{key}={value}" for key, value in keys.items())])
         rows = read_metrics(folder / "metrics.jsonl")
         return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
 
@@ -63,7 +51,7 @@ def torch_curve(seed, minutes, every):
         f"--minutes={minutes}",
         f"--every={every}",
     ]
-    rows = [json.loads(line) for line in run(words).splitlines()]
+    rows = [json.loads(line) for line in children.captured(words)[0].splitlines()]
     return [(row["seconds"], row["accuracy"]) for row in rows]
 
 
