@@ -48,7 +48,7 @@ def of_runs(title, results, domain):
     last = [100 * result["accuracy"][domain] for result in results]
     oracle = max(100 * result["oracle_accuracy"][domain] for result in results)
     row = Row(title, last, statistics.median(result["seconds"] for result in results), oracle=oracle)
-    if all(result.get("selection", {}).get(RULE) is not None for result in results):
+    if len(results) > 1 and all(RULE in result.get("selection", {}) for result in results):
         row.chosen = last[chosen_among([result["selection"] for result in results])]
     return row
 
