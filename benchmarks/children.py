@@ -42,7 +42,11 @@ def captured(words):
     Raises:
         UserError: it failed; the message is the last line it printed.
     """
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    # Importing MindSpore sets OMP_NUM_THREADS=1 behind Python's back, which a child would inherit: given
+    # explicitly, the environment is the one that this program was started with.
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"{' '.join(words)} failed"]
         raise UserError(lines[-1].removeprefix("error: "))
