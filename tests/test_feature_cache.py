@@ -1,7 +1,10 @@
 """Training on the kept features of a frozen backbone: `cache_features`."""
 
+import errno
+import fcntl
 import itertools
 import shutil
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -147,6 +150,28 @@ def test_a_damaged_file_is_made_anew(damage, place, tmp_path, caplog):
         train(build(configured("supervised", tmp_path), place, seed=1), 0, 1)
     assert f"{path} is damaged or cut short; what it should hold is computed anew" in caplog.text
     assert path.read_bytes() == contents[path]
+
+
+def test_a_run_waits_for_another_one_that_computes_the_same(place, tmp_path, caplog, monkeypatch):
+    lock = fcntl.flock
+
+    def held_by_another(handle, how):
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError
+        monkeypatch.setattr(fcntl, "flock", lock)
+        build(configured("supervised", tmp_path), place, seed=1).ready()  # meanwhile the other one ends
+
+    monkeypatch.setattr(fcntl, "flock", held_by_another)
+    with caplog.at_level("INFO", "run"):
+        build(configured("supervised", tmp_path), place, seed=1).ready()
+    assert caplog.text.count("waiting for it") == 1
+    assert caplog.text.count("go through the backbone once") == 2, "plain and augmented, by the other one"
+
+
+def test_a_disk_without_locks_is_said(place, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
+    build(configured("supervised", tmp_path), place, seed=1).ready()
+    assert caplog.text.count("can't be locked") == 2 and features_in(tmp_path / "features")
 
 
 def test_unreadable_files_are_left_out_and_remembered(place, tmp_path, copied):

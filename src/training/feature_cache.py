@@ -6,6 +6,7 @@ evaluation then read the features. They are kept by the content of the image, th
 preparation and the augmentation (`Store`): whatever changes is computed anew, and nothing else.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,7 +24,7 @@ from model_utils.errors import UserError
 from src.data.features import CHUNK, FeatureTestLoader, FeatureTrainLoader
 from src.data.loaders import TrainLoader
 from src.evaluation.evaluate import evaluating
-from src.training.feature_store import Store
+from src.training.feature_store import Store, alone
 
 log = logging.getLogger("run")
 
@@ -120,17 +121,40 @@ class FeatureCache:
 
     def _have(self, wanted):
         """See to it that stores have what loaders need: wanted is [(loader, view)]."""
-        missing, known, count = [], set(), 0
+        if not any(lacking for *_, lacking in self._missing(wanted)):
+            return
+        with self._alone():
+            missing = self._missing(wanted)  # anew: another run may have computed it by now
+            count = sum(len(lacking) for *_, lacking in missing)
+            if count:
+                self._compute_all(missing, count)
+
+    def _missing(self, wanted):
+        """[(loader, view, its store, the digests that no store has)], no digest of a store twice."""
+        missing, known = [], set()
         for loader, view in wanted:
             store = self._store(loader, view)
             bad = self._store(loader, PLAIN).bad
             names = {n for n in loader.pictures.digests if n and n not in bad and (id(store), n) not in known}
             known |= {(id(store), name) for name in names}
-            lacking = store.find(sorted(names))
-            missing.append((loader, view, store, lacking))
-            count += len(lacking)
-        if not count:
-            return
+            missing.append((loader, view, store, store.find(sorted(names))))
+        return missing
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """Make the folder, and hold it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = contextlib.ExitStack()
+            lock.enter_context(alone(self.folder))
+        except OSError as error:
+            raise UserError(
+                f"feature_folder: cannot write into {self.folder}: {error.strerror}; choose another one"
+            ) from error
+        with lock:
+            yield
+
+    def _compute_all(self, missing, count):
         amount = count * self.network.backbone.feature_size * 4
         line = "features: %s images go through the backbone once; %.1f MB in %s"
         log.info(line, f"{count:,}", amount / 1e6, self.folder)
@@ -143,13 +167,7 @@ class FeatureCache:
                     self._compute(loader.pictures, view, store, lacking, bar)
 
     def _check_room(self, amount):
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            raise UserError(
-                f"feature_folder: cannot make {self.folder}: {error.strerror}; choose another one"
-            ) from error
+        free = shutil.disk_usage(self.folder).free
         if free < amount:
             raise UserError(
                 f"feature_folder: the features need {amount / 1e6:.1f} MB, but {self.folder} has room for "

@@ -6,6 +6,7 @@ part is written whole or not at all, and never changed. A run that misses rows a
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 
@@ -15,6 +16,27 @@ from model_utils.checkpoint import atomic
 from model_utils.digests import digest
 
 log = logging.getLogger("run")
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Hold a folder of stores while parts are added to it; waits for another run that does so.
+
+    Two runs on the same images that begin together, as a sweep's may, would compute everything twice. Where
+    the disk knows no locks, one line says so and the run goes on: parts are whole or absent all the same.
+
+    Raises:
+        OSError: the folder can't be written to.
+    """
+    with open(folder / ".lock", "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("features: another run computes some in %s; waiting for it", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("warning: %s can't be locked (%s); another run may compute the same", folder, error)
+        yield
 
 
 class Rows:
