@@ -155,17 +155,19 @@ def rows_of(kept, count):
     from benchmarks.scaling import seconds_of_ring
 
     medians = {row["megabits"]: statistics.median(row["seconds"]) for row in kept["links"]}
+    fastest = {row["megabits"]: min(row["seconds"]) for row in kept["links"]}
     free = medians[None]
     for row in kept["links"]:
         rate, seconds = row["megabits"], medians[row["megabits"]]
         crossed = ", ".join(f"{statistics.median(row[way]) / 1e6:.2f}" for way in ("sent", "received"))
         if rate is None:
-            yield f"| no limit | {crossed} | {free:.2f} | | | | | | |"
+            yield f"| no limit | {crossed} | {free:.2f} | | | | | | | |"
             continue
         ring, link = seconds_of_ring(count, 2, rate / 1000), seconds - free
         cells = [f"{rate} Mbit/s", crossed]
-        cells += [f"{value:.2f}" for value in (seconds, link, ring, link / ring)]
-        cells += [f"{2 * free / whole:.2f}" for whole in (seconds, free + ring, free + ANSWERED * ring)]
+        times = seconds, link, ring, link / ring, (fastest[rate] - fastest[None]) / ring
+        cells += [f"{value:.2f}" for value in times]
+        cells += [f"{2 * free / whole:.3f}" for whole in (seconds, free + ring, free + ANSWERED * ring)]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -176,6 +178,7 @@ HEADS = (
     "of it for the link",
     "ring: 8 B / R",
     "measured : ring",
+    "of the fastest steps",
     "speed-up, measured",
     "ring",
     "ring with answers",
@@ -192,7 +195,7 @@ def section(content, methods):
         lines += ["", f"### {name}, {count / 1e6:.2f} MB of gradients", ""]
         lines += [
             f"Medians of {len(kept['links'][0]['seconds'])} steps at each rate. One process alone took "
-            f"{min(kept['alone']):.1f} to {max(kept['alone']):.1f} s a step, the median of "
+            f"{min(kept['alone']):.2f} to {max(kept['alone']):.2f} s a step, the median of "
             f"{len(kept['alone'])} is {statistics.median(kept['alone']):.2f} s.",
             "",
             f"| {' | '.join(HEADS)} |",
@@ -203,17 +206,18 @@ def section(content, methods):
 
 
 CHECKED = """
-Measured by `{command}`: two networks are trained on two hosts, network namespaces of one machine with a
-process on each, and the kernel's token bucket limits the rate of their links (`tc … tbf`). A batch has 8
-images, so that the link takes most of a step. The rate changes every few steps of one run, three times
-through all rates.
+Measured by `{command}`:
+two networks are trained on two hosts, network namespaces of one machine with a process on each, and the
+kernel's token bucket limits the rate of their links (`tc … tbf`). A batch has 8 images, so that the link
+takes most of a step. The rate changes every few steps of one run, three times through all rates.
 
-The machine was shared with other programs, which took most of its two cores. So a step without a limit takes
-seconds here, and the steps of one process alone, before and after the run, differ still more. Each rate is
-therefore compared with the steps without a limit in the same run: "of it for the link" is the median of a
-step less the median of those, and "speed-up" is the samples a second of both hosts divided by those of one
-process whose step takes as long as one without a limit. B is the size of the gradients and p is 2, so a ring
-takes 8 B / R. The bytes are those that the first host's interface counted, with the headers of the frames.
+The machine was shared with other programs, which at times took most of its two cores: the steps of one
+process alone, before and after the run, show how much that changed. Each rate is therefore compared with the
+steps without a limit in the same run: "of it for the link" is the median of a step less the median of those,
+and "speed-up" is the samples a second of both hosts divided by those of one process whose step takes as long
+as one without a limit. The fastest step at each rate less the fastest without a limit is the one that other
+programs disturbed least. B is the size of the gradients and p is 2, so a ring takes 8 B / R. The bytes are
+those that the first host's interface counted, with the headers of the frames.
 
 **MindSpore's collective for CPUs sends everything twice.** Its source says why: it is a ring, but whoever
 receives a part sends all of it back as the answer, and the sender waits for that
@@ -247,7 +251,7 @@ def save(found, steps):
     """Keep what was measured, in the place of what was kept of the same networks."""
     content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"networks": {}}
     content = {
-        "command": f"python -m benchmarks.links --steps {steps} --save",
+        "command": f"python -m benchmarks.links{'' if steps == STEPS else f' --steps {steps}'} --save",
         "machine": f"{os.cpu_count()} cores",
         "networks": {**content["networks"], **found},
     }

@@ -1,5 +1,6 @@
 """Links of a limited rate between hosts, and what is made of the steps measured over them."""
 
+import json
 import subprocess
 import sys
 
@@ -112,15 +113,24 @@ KEPT = {
 
 def test_rows_compare_the_medians_with_the_ring():
     free, limited = links.rows_of(KEPT, 1_000_000)
-    assert free == "| no limit | 1.00, 2.00 | 2.00 | | | | | | |"
+    assert free == "| no limit | 1.00, 2.00 | 2.00 | | | | | | | |"
     # 1 MB at 8 Mbit/s is a second, but the link took 4 - 2. A ring would do two steps of 2 s in 2 + 1 s, one
     # that answers in 2 + 2 s.
-    assert limited == "| 8 Mbit/s | 1.00, 2.00 | 4.00 | 2.00 | 1.00 | 2.00 | 1.00 | 1.33 | 1.00 |"
+    assert limited == "| 8 Mbit/s | 1.00, 2.00 | 4.00 | 2.00 | 1.00 | 2.00 | 3.00 | 1.000 | 1.333 | 1.000 |"
 
 
 def test_the_section_names_its_command_and_what_it_took():
     lines = links.section({"command": "a command", "networks": {"A": KEPT}}, {"A": {"bytes": 1_000_000}})
     text = "\n".join(lines)
     assert "Measured by `a command`" in text and "### A, 1.00 MB of gradients" in text
-    assert "Medians of 3 steps" in text and "0.9 to 5.0 s a step, the median of 3 is 1.00 s" in text
+    assert "Medians of 3 steps" in text and "0.90 to 5.00 s a step, the median of 3 is 1.00 s" in text
     assert len([line for line in lines if line.startswith("|")]) == 4
+
+
+def test_what_is_measured_again_replaces_its_network_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(links, "KEPT", tmp_path / "links.json")
+    links.save({"A": 1, "B": 2}, links.STEPS)
+    links.save({"B": 3}, links.STEPS)
+    kept = json.loads(links.KEPT.read_text())
+    assert kept["networks"] == {"A": 1, "B": 3}
+    assert kept["command"] == "python -m benchmarks.links --save"
