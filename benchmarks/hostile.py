@@ -97,15 +97,15 @@ class Reader:
         """{"outcome", "seconds", "megabytes"} of one file, and "written": what it touched elsewhere."""
         if self.process is None or self.process.poll() is not None:
             self._start()
-        before = self._outside(path)
+        before = outside(self.folder, path)
         job = {"kind": kind, "path": str(path), "output": str(self.folder / "output")}
         self.process.stdin.write(json.dumps(job).encode() + b"\n")
         self.process.stdin.flush()
         answer = self._answer()
-        written = sorted(set(self._outside(path).items()) ^ set(before.items()))
+        written = changed(before, outside(self.folder, path))
         for entry in (self.folder / "output").iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        return {**answer, "written": [name for name, _ in written]}
+        return {**answer, "written": written}
 
     def _answer(self):
         ready, _, _ = select.select([self.process.stdout], [], [], HANGS)
@@ -119,19 +119,6 @@ class Reader:
             return {"outcome": f"dies: {name}", "seconds": 0, "megabytes": 0}
         return json.loads(line)
 
-    def _outside(self, path):
-        """{file: (size, time of its last change)} of the machine, without input, output and log."""
-        found = {}
-        for place in (*self.folder.rglob("*"), Path("/tmp/escaped"), ROOT / "escaped"):
-            own = place.is_relative_to(self.folder / "output") or place in (
-                path,
-                self.folder / "printed.log",
-            )
-            if not own and place.is_file():
-                state = place.stat()
-                found[str(place)] = (state.st_size, state.st_mtime_ns)
-        return found
-
     def close(self):
         """End the process."""
         if self.process is not None and self.process.poll() is None:
@@ -139,12 +126,31 @@ class Reader:
             self.process.wait()
 
 
+def outside(folder, *but):
+    """{file: (size, time of its last change)} of a user's machine, without its output, its log and `but`."""
+    found = {}
+    for place in (*folder.rglob("*"), Path("/tmp/escaped"), ROOT / "escaped"):
+        own = place.is_relative_to(folder / "output") or place in (*but, folder / "printed.log")
+        if not own and place.is_file():
+            state = place.stat()
+            found[str(place)] = (state.st_size, state.st_mtime_ns)
+    return found
+
+
+def changed(before, after):
+    """The files that differ between two answers of `outside`."""
+    return sorted({name for name, _ in set(before.items()) ^ set(after.items())})
+
+
 # The inputs
 
 
-def inputs(kinds, honest, count, rng):
-    """Yield `count` × (kind, bytes, size to extend to, what was done): first those made on purpose."""
-    special = hostile_files.MADE_ON_PURPOSE
+def inputs(kinds, honest, count, rng, special=hostile_files.MADE_ON_PURPOSE):
+    """Yield `count` × (kind, bytes, size to extend to, what was done): first those made on purpose.
+
+    Args:
+        honest: {kind: bytes}. rng: numpy Generator. special: {kind: those made on purpose}.
+    """
     made = [(kind, *one) for kind in kinds for one in special.get(kind, ())][:count]
     for kind, what, make_bytes in made:
         yield kind, make_bytes(), 0, what
@@ -187,14 +193,12 @@ def attack(kinds, count, rng, folder):
                 raise UserError(f"the honest file of kind {kind} was not read: {usual[kind]}")
         for kind, content, size, what in inputs(kinds, honest, count, rng):
             path = place_of(kind, folder)
-            path.write_bytes(content)
-            if size > len(content):
-                os.truncate(path, size)
+            write(path, content, size)
             answer = {"kind": kind, "what": what, **reader.read(kind, path)}
             answer["defect"] = defect(answer, usual[kind])
             if answer["defect"]:
                 print(f"defect: {kind}, {what}: {answer['defect']}", flush=True)
-                keep(content, size, kind, len(answers), folder.parent)
+                keep(content, size, f"{len(answers):03d}-{path.name}", folder.parent)
             answers.append(answer)
             path.write_bytes(honest[kind])
     finally:
@@ -202,15 +206,19 @@ def attack(kinds, count, rng, folder):
     return answers, usual
 
 
-def keep(content, size, kind, number, folder):
-    """Leave a file that showed a defect in the folder `defects` beside the reader's."""
-    place = folder / "hostile-defects"
-    place.mkdir(exist_ok=True)
-    path = place / f"{number:03d}-{hostile_files.KINDS[kind][1].replace('/', '-')}"
+def write(path, content, size):
+    """Write a file and extend it to `size`, without taking room on the disk."""
     path.write_bytes(content)
     if size > len(content):
         os.truncate(path, size)
-    print(f"  kept as {path}", flush=True)
+
+
+def keep(content, size, name, folder):
+    """Leave a file that showed a defect in the folder `hostile-defects` of `folder`."""
+    place = folder / "hostile-defects"
+    place.mkdir(exist_ok=True)
+    write(place / name, content, size)
+    print(f"  kept as {place / name}", flush=True)
 
 
 def summary(answers, usual):
@@ -274,6 +282,11 @@ def main():
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         with atomic(KEPT) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return judge(answers)
+
+
+def judge(answers):
+    """0; UserError if an answer shows a defect."""
     found = [answer for answer in answers if answer["defect"]]
     if found:
         raise UserError(f"{len(found)} of {len(answers)} inputs show a defect; they stand above")

@@ -74,11 +74,11 @@ def _tar(members):
     return content.getvalue()
 
 
-def _png(width, height, data=b""):
-    """A PNG that says it is of this size."""
+def _png(width, height, data=b"", depth=8, colour=2, interlace=0):
+    """A PNG that says it is of this size, depth, colour type and way of interlacing."""
     chunks = b""
     for name, body in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)),
         (b"IDAT", zlib.compress(data)),
         (b"IEND", b""),
     ):

@@ -16,6 +16,9 @@ from model_utils.config import ROOT
 from model_utils.errors import UserError
 
 NETWORK = "10.77.0"
+SWITCH = [sys.executable, "-m", "benchmarks.slow_switch"]
+FRAMES = 1000  # of 1,500 bytes, that may wait before a limited link; what the kernel gives an interface
+BURST = 16 * 1024  # bytes that leave it at once after a pause
 PASSED = ("DA_CPU_THREADS", "OMP_NUM_THREADS", "HOSTS_DRILL")  # variables that reach the other side of ssh
 
 
@@ -32,9 +35,22 @@ def missing():
         return str(error)
 
 
-def ip(*words, namespace=None):
-    """Run `ip`, in a namespace if one is given; UserError with what it says where it fails."""
-    command = ["ip", *(("-n", namespace) if namespace else ()), *map(str, words)]
+def without_limits():
+    """Why links cannot be limited here, in one line; "" if they can."""
+    if shutil.which("tc") is None:
+        return "there is no command tc (package iproute2)"
+    try:
+        with Hosts(2) as hosts:
+            hosts.cubic()
+            hosts.limit(1)
+            return ""
+    except UserError as error:
+        return str(error)
+
+
+def ip(*words, namespace=None, program="ip"):
+    """Run `ip` or `tc`, in a namespace if one is given; UserError with what it says where it fails."""
+    command = [program, *(("-n", namespace) if namespace else ()), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
@@ -47,7 +63,7 @@ class Hosts:
     """
 
     def __init__(self, count):
-        self.count, self._name = count, f"drill{os.getpid()}"
+        self.count, self._name, self._limited = count, f"drill{os.getpid()}", False
         self.addresses = [f"{NETWORK}.{index + 1}" for index in range(count)]
         self._switch = f"{self._name}-switch"
 
@@ -101,12 +117,41 @@ class Hosts:
 
     def slow(self, seconds):
         """Put a switch between two hosts that keeps every frame for `seconds`; returns its Popen."""
-        module = [sys.executable, "-m", "benchmarks.slow_switch"]
         for index in range(2):
             ip("link", "set", f"port{index}", "nomaster", "promisc", "on", namespace=self._switch)
-            self.start(index, [*module, "plain", "eth0"], cwd=ROOT).wait()
-        command = ["ip", "netns", "exec", self._switch, *module, "port0", "port1", str(seconds)]
+        self.plain()
+        command = ["ip", "netns", "exec", self._switch, *SWITCH, "port0", "port1", str(seconds)]
         return subprocess.Popen(command, cwd=ROOT)
+
+    def plain(self):
+        """Have the hosts send frames no larger than the network allows, as they leave a real interface."""
+        for index in range(self.count):
+            self.start(index, [*SWITCH, "plain", "eth0"], cwd=ROOT).wait()
+
+    def cubic(self):
+        """Have new connections use TCP's usual congestion control, whatever that of this machine is."""
+        for index, address in enumerate(self.addresses):
+            route = "route", "replace", f"{NETWORK}.0/24", "dev", "eth0", "proto", "kernel", "scope", "link"
+            ip(*route, "src", address, "congctl", "cubic", namespace=self.namespace(index))
+
+    def limit(self, megabits):
+        """Let no host send more than this many 10^6 bits a second; None takes the limit away.
+
+        It is the kernel's token bucket (tc-tbf): frames wait in a queue of FRAMES, and what comes when that
+        is full is lost. Frames count with their Ethernet header of 14 bytes.
+
+        Raises:
+            UserError: the kernel has none.
+        """
+        for index in range(self.count):
+            where = "dev", "eth0", "root"
+            own = {"namespace": self.namespace(index), "program": "tc"}
+            if megabits is not None:
+                rate = "rate", f"{megabits}mbit", "burst", BURST, "limit", FRAMES * 1500
+                ip("qdisc", "replace", *where, "tbf", *rate, **own)
+            elif self._limited:
+                ip("qdisc", "del", *where, **own)
+        self._limited = megabits is not None
 
     def cut(self, index):
         """Pull the cable of a host out of the switch; its own interface stays up."""

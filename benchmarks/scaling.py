@@ -4,14 +4,15 @@
 
 `--measure` counts the bytes that a step of each method averages over the processes, at the place where
 it would send them, and keeps them in benchmarks/results/devices/scaling.json. From these, and from the
-times of a step on one process that `python -m benchmarks --save` keeps, docs/scaling.md is written.
+times of a step on one process that `python -m benchmarks --save` keeps, docs/scaling.md is written, with what
+`python -m benchmarks.links --save` measured between two hosts.
 `--check` writes nothing and fails if the page is not what the figures give.
 """
 
 import argparse
 import json
 
-from benchmarks import results
+from benchmarks import links, results
 from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
@@ -163,8 +164,8 @@ def _megabytes(count):
     return f"{count / 1e6:,.2f}"
 
 
-def page(content):
-    """The text of docs/scaling.md."""
+def page(content, between_hosts):
+    """The text of docs/scaling.md. content: of KEPT. between_hosts: of links.KEPT."""
     methods = content["methods"]
     lines = [INTRODUCTION.strip(), "", "## Bytes a step", "", BYTES.strip(), ""]
     lines += ["| method | network | MB a step | messages |", "|---|---|---|---|"]
@@ -189,6 +190,7 @@ def page(content):
         for processes in PROCESSES:
             cells = [f"{speed_up(step, count, processes, gigabits):.1f}" for gigabits in GIGABITS]
             lines.append(f"| {processes} | {' | '.join(cells)} |")
+    lines += links.section(between_hosts, methods)
     return "\n".join([*lines, "", LEFT_OUT.strip()]) + "\n"
 
 
@@ -196,9 +198,10 @@ INTRODUCTION = """
 # What several processes would bring
 
 Written by `python -m benchmarks.scaling`. The bytes and the times of a step are measured; the speed-ups
-are arithmetic from them and were not measured, because no cluster was at hand. On one CPU a second
-process brings nothing ([distributed.md](distributed.md#measured)), because one process already uses all
-its cores.
+are arithmetic from them and were not measured, because no cluster was at hand. What the link adds to a step
+was measured between two hosts over slow links ([below](#checked-on-two-hosts-over-limited-links)). On one
+CPU a second process brings nothing ([distributed.md](distributed.md#measured)), because one process already
+uses all its cores.
 """
 BYTES = """
 A step averages the gradients of each optimizer's parameters over the processes, as float32, joined into one
@@ -238,7 +241,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.measure:
         measure()
-    text = page(json.loads(KEPT.read_text(encoding="utf-8")))
+    text = page(*(json.loads(kept.read_text(encoding="utf-8")) for kept in (KEPT, links.KEPT)))
     generated_page.write(PAGE, text, arguments.check, "benchmarks.scaling")
     print(f"{PAGE.relative_to(ROOT)}: {len(TIMED)} tables")
 

@@ -1,8 +1,13 @@
 """Packages that a program can do without until the moment it needs them."""
 
 import importlib
+import os
 
 from model_utils.errors import UserError
+
+# Set before a package is imported, unless they are set. onnxruntime would keep a number of the machine and a
+# store of its telemetry in the user's cache folder.
+VARIABLES = {"onnxruntime": {"ORT_DISABLE_TELEMETRY": "1"}}
 
 
 def require(name, purpose):
@@ -10,6 +15,8 @@ def require(name, purpose):
 
     purpose: completes "… is needed".
     """
+    for variable, value in VARIABLES.get(name, {}).items():
+        os.environ.setdefault(variable, value)
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package that is installed wrongly raises whatever it likes

@@ -15,6 +15,8 @@ from model_utils.checkpoint import atomic
 
 log = logging.getLogger("run")
 
+MAX_ROW_BYTES = 2**16  # of a line of metrics.jsonl; a row has some hundred
+
 
 class _AboveProgressBar(logging.StreamHandler):
     """Writes log lines above the progress bar instead of through it."""
@@ -160,12 +162,22 @@ class Events:
 
 
 def read_metrics(path):
-    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
+    """The rows of a metrics.jsonl up to the first line that is none, such as one that a crash cut short."""
     rows = []
     if Path(path).is_file():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        with open(path, "rb") as file:
+            while (row := _row(file.readline(MAX_ROW_BYTES))) is not None:
+                rows.append(row)
     return rows
+
+
+def _row(line):
+    """The row in a line of metrics.jsonl; None if the line is none."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
+        return None
+    numbers = (value for name, value in row.items() if name not in ("kind", "phase"))
+    return row if all(isinstance(number, int | float) for number in numbers) else None

@@ -6,6 +6,7 @@ itself, from where it runs. `helpers.command` is the client. A command with `fre
 every process under msrun start as a user starts them.
 """
 
+import gc
 import json
 import logging
 import os
@@ -48,7 +49,11 @@ class Server:
             )
 
     def run(self, words, cwd, environment, timeout):
-        """As `subprocess.run` of a Python with these words, its output captured as text."""
+        """As `subprocess.run` of a Python with these words, its output captured as text.
+
+        The result has besides `seconds` of the processor and `megabytes` of memory at its peak, of the
+        command and of the processes that it waited for.
+        """
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             request = json.dumps([list(map(str, words)), str(cwd), environment]).encode()
             socket.send_fds(self.connection, [request], [output.fileno(), errors.fileno()])
@@ -56,7 +61,7 @@ class Server:
             number = int(self._answer())
             self.connection.settimeout(timeout)
             try:
-                status = int(self._answer())
+                status, seconds, megabytes = json.loads(self._answer())
             except TimeoutError:
                 os.kill(number, 9)
                 self.connection.settimeout(60)
@@ -66,7 +71,9 @@ class Server:
             for file in (output, errors):
                 file.seek(0)
                 texts.append(file.read().decode().replace("\r\n", "\n"))
-        return subprocess.CompletedProcess(words, status, *texts)
+        done = subprocess.CompletedProcess(words, status, *texts)
+        done.seconds, done.megabytes = seconds, megabytes
+        return done
 
     def _answer(self):
         answer = self.connection.recv(100)
@@ -97,13 +104,16 @@ def serve(connection):
         for file in files:
             os.close(file)
         connection.send(str(child).encode())
-        connection.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        _, status, used = os.wait4(child, 0)
+        used = [used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]
+        connection.send(json.dumps([os.waitstatus_to_exitcode(status), *used]).encode())
 
 
 def main():
     for name in LIBRARIES:
         __import__(name)
     sys.path.remove(str(Path(__file__).resolve().parent))
+    gc.freeze()  # or each command would look through all of it for garbage, and so copy it
     found = serve(socket.socket(fileno=int(sys.argv[1])))
     if found is None:
         return

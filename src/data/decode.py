@@ -20,6 +20,8 @@ MAX_BYTES = 512 * 2**20
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # What decoding needs: libpng prints warnings about colour profiles and the like.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # of a colour type
+PNG_WAYS = ([0, 0, 0], [0, 0, 1])  # of compressing, filtering and interlacing
 JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)  # neither a stuffed zero nor a restart
 START, END, SCAN = 0xD8, 0xD9, 0xDA
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -65,6 +67,8 @@ def decode(data):
         height, width, data = _look(data)
     except (struct.error, IndexError) as error:
         raise Unreadable("damaged header") from error
+    if height * width < 1:
+        raise Unreadable("no pixels")
     if height * width > MAX_PIXELS:
         raise Unreadable(
             f"{width}x{height} pixels, more than the {MAX_PIXELS // 10**6} million that are read; scale it "
@@ -128,7 +132,7 @@ def _look_at_jpeg(data):
 
 
 def _look_at_png(data):
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height, depth, colour, *ways = struct.unpack_from(">IIBBBBB", data, 16)
     position, kind, kept = len(PNG_MAGIC), None, [PNG_MAGIC]
     while kind != b"IEND":
         if position + 12 > len(data):
@@ -143,6 +147,9 @@ def _look_at_png(data):
         if kind in PNG_CHUNKS:
             kept.append(data[position:end])
         position = end
+    # libpng would refuse these as well, and print why.
+    if data[8:16] != b"\0\0\0\rIHDR" or depth not in PNG_DEPTHS.get(colour, ()) or ways not in PNG_WAYS:
+        raise Unreadable("damaged PNG: impossible header")
     return height, width, b"".join(kept)
 
 

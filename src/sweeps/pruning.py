@@ -55,5 +55,5 @@ def curve(folder, rule):
     return {
         row["step"]: row[rule]
         for row in run_log.read_metrics(folder / METRICS)
-        if row["kind"] == "selection" and rule in row and row["step"] < row["steps"]
+        if row["kind"] == "selection" and rule in row and row["step"] < row.get("steps", 0)
     }
