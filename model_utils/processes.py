@@ -108,7 +108,6 @@ class Watch:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in sorted(self.tree.children(), key=lambda child: (child.create_time(), child.pid)):
                 self.children.setdefault(child.pid, child)
-        started = STARTED.findall(self._said())
         unknown = []
         for child in self.children.values():
             role, rank = role_of(child)
@@ -116,8 +115,14 @@ class Watch:
                 unknown.append(child)
             else:
                 self._found(child, role, rank)
-        if sum(role == "worker" for role, _ in started) == len(self.ranks):
+        started, whole = self._started()
+        if whole:
             self._find_gone(started, [child for child in unknown if not lives(child)])
+
+    def _started(self):
+        """([(role, rank as text)] that msrun says it has started, whether all workers are among them)."""
+        started = STARTED.findall(self._said())
+        return started, sum(role == "worker" for role, _ in started) == len(self.ranks)
 
     def _find_gone(self, started, gone):
         """Match children that ended before they were looked at, by their place among those that were.
@@ -243,7 +248,8 @@ class Watch:
             return self._report(failed)
         if self.signal is not None:
             return Outcome(128 + self.signal)
-        if self._all_ended():
+        # Workers may end before they are looked at; msrun's own status then says that all of them ended well.
+        if self._all_ended() or (self.msrun.returncode == 0 and self._started()[1]):
             return Outcome(0)
         if self.stopped:
             return Outcome(1, "its processes were stopped", follows=True)

@@ -324,12 +324,16 @@ sys.exit(any(child.returncode for child in children))
 LONG = "import time; print('working', flush=True); time.sleep(100)"
 
 
-def watched(tmp_path, *bodies):
-    """Run bodies as the processes of a job; the launcher's part as a process of its own."""
+def watched(tmp_path, *bodies, poll_seconds=processes.POLL_SECONDS):
+    """Run bodies as the processes of a job; the launcher's part as a process of its own.
+
+    poll_seconds: how often the launcher looks at them.
+    """
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     command = [sys.executable, str(tmp_path / "stand_in.py"), f"--log_dir={tmp_path}", *bodies]
     main = (
         "import os\nfrom model_utils import cli, launch, processes\n"
+        f"processes.POLL_SECONDS = {poll_seconds}\n"
         f"job = launch.Job({command!r}, {{}}, ranks=range(2))\n"
         "cli.run(lambda: processes.run(job, dict(os.environ)), check_versions=False)\n"
     )
@@ -410,6 +414,10 @@ def test_signals_reach_the_processes(number, tmp_path):
 def test_all_well_and_only_the_programs_own_lines_are_shown(tmp_path):
     body = "print('[WARNING] DISTRIBUTED(1,7f,python):2026 [x.cc] noise'); print('a figure')"
     assert ended(watched(tmp_path, body, "")) == (0, "a figure\n", "")
+
+
+def test_processes_that_end_before_anyone_looks_have_ended_well_if_msrun_says_so(tmp_path):
+    assert ended(watched(tmp_path, "print('a figure')", "", poll_seconds=5)) == (0, "a figure\n", "")
 
 
 def test_a_reader_that_leaves_stops_the_run(tmp_path):
