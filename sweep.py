@@ -96,7 +96,7 @@ def prepare(options, words):
     if settings is None:
         raise UserError("help and version: ask train.py for those of its keys")
     sees_target = find_method(settings.method).SEES_TARGET
-    options.objective = options.objective or ("information" if sees_target else "source_accuracy")
+    options.objective = options.objective or ("information" if sees_target else selection.WITHOUT_TARGET)
     study.check_objective(options.objective, options.oracle == "true", sees_target)
     leaves_out = options.objective == leave_one_out.NAME
     if options.prune == "true" and (leaves_out or options.objective == study.TARGET):

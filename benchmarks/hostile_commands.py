@@ -10,7 +10,6 @@ the table in benchmarks/results/devices/hostile_commands.json. Needs the package
 
 import argparse
 import gzip
-import io
 import json
 import re
 import shlex
@@ -66,14 +65,10 @@ def make_files(world):
     photo = hostile_files.an_image(world)
     (world / "photo.jpg").write_bytes(photo)
     (world / "space.yaml").write_bytes(hostile_files.HONEST_SPACE)
-    (world / "photos.zip").write_bytes(hostile_files._zip([(f"{PHOTOS}{n}.jpg", photo) for n in range(3)]))
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for number in range(3):
-            member = tarfile.TarInfo(f"{PHOTOS}{number}.jpg")
-            member.size = len(photo)
-            archive.addfile(member, io.BytesIO(photo))
-    (world / "photos.tgz").write_bytes(content.getvalue())
+    members = [(f"{PHOTOS}{number}.jpg", photo) for number in range(3)]
+    (world / "photos.zip").write_bytes(hostile_files.zip_of(members))
+    tar = hostile_files.tar_of([(*member, tarfile.REGTYPE) for member in members])
+    (world / "photos.tgz").write_bytes(gzip.compress(tar))
     make_mnist(world / "mnist")
 
 

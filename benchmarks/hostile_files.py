@@ -56,7 +56,8 @@ def _laughs(key):
     return "\n".join([*lines, f"{key}: *a8"]).encode()
 
 
-def _zip(members):
+def zip_of(members):
+    """The bytes of a zip archive. members: [(name, bytes)]."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members:
@@ -64,7 +65,8 @@ def _zip(members):
     return content.getvalue()
 
 
-def _tar(members):
+def tar_of(members):
+    """The bytes of a tar archive. members: [(name, bytes, type)]; links lead to /etc/passwd."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         for name, data, kind in members:
@@ -117,15 +119,15 @@ MADE_ON_PURPOSE = {
         ("a million digits", lambda: b'{"version": "1.0", "server_count": ' + b"9" * 1_000_000 + b"}"),
     ],
     "zip": [
-        ("a path outside", lambda: _zip([("../escaped", b"x")])),
-        ("an absolute path", lambda: _zip([("/tmp/escaped", b"x")])),
-        ("a bomb of 400 MB", lambda: _zip([("zeros", bytes(400 * 2**20))])),
+        ("a path outside", lambda: zip_of([("../escaped", b"x")])),
+        ("an absolute path", lambda: zip_of([("/tmp/escaped", b"x")])),
+        ("a bomb of 400 MB", lambda: zip_of([("zeros", bytes(400 * 2**20))])),
     ],
     "tar": [
-        ("a path outside", lambda: _tar(_usual("a/../../escaped"))),
-        ("a link and a file behind it", lambda: _tar([("l", b"", tarfile.SYMTYPE), *_usual("l/x")])),
-        ("a device", lambda: _tar([("d", b"", tarfile.CHRTYPE)])),
-        ("a file where a folder was", lambda: _tar(_usual("a", "a/b"))),
+        ("a path outside", lambda: tar_of(_usual("a/../../escaped"))),
+        ("a link and a file behind it", lambda: tar_of([("l", b"", tarfile.SYMTYPE), *_usual("l/x")])),
+        ("a device", lambda: tar_of([("d", b"", tarfile.CHRTYPE)])),
+        ("a file where a folder was", lambda: tar_of(_usual("a", "a/b"))),
     ],
     "image": [
         ("a PNG of 4 billion pixels", lambda: _png(65535, 65535)),
@@ -245,11 +247,11 @@ def an_idx(folder):
 
 
 def a_zip(folder):
-    return _zip(MEMBERS)
+    return zip_of(MEMBERS)
 
 
 def a_tar(folder):
-    return _tar([(*member, tarfile.REGTYPE) for member in MEMBERS])
+    return tar_of([(*member, tarfile.REGTYPE) for member in MEMBERS])
 
 
 def read_model(path, out):

@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks import report
 from model_utils.config import ROOT
-from src.selection import pool
+from src.selection import WITHOUT_TARGET, pool
 
 TASKS = ROOT / "benchmarks" / "tasks.yaml"
 RULE = "information"  # chooses among the seeds; ensv would need the predictions, which are not kept
@@ -55,10 +55,8 @@ def of_runs(title, results, domain):
 
 def chosen_among(values):
     """The place of the run that RULE chooses. values: [{rule: value}] of the runs, more is better."""
-    passes = pool.passes_gate([of_run.get("source_accuracy") for of_run in values])
-    return max(
-        (place for place, passed in enumerate(passes) if passed), key=lambda place: values[place][RULE]
-    )
+    passes = pool.passes_gate([of_run.get(WITHOUT_TARGET) for of_run in values])
+    return pool.best([of_run[RULE] for of_run in values], passes)
 
 
 def of_table(title, columns):

@@ -151,7 +151,7 @@ def pool_lines(found):
         figures = (
             min(values),
             statistics.median(values),
-            pool.get("recipe", _recipe_of_pair(name)),
+            pool["recipe"] if "recipe" in pool else _recipe_of_pair(name),
             chosen,
             max(values),
         )

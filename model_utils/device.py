@@ -179,9 +179,8 @@ def setup(config, prepare_cpu, exact=False):
     import mindspore as ms
 
     ms.set_seed(config.seed)
-    cache = _no_compile_cache()
     target, notes = _choose(config.device_target, config.device_id)
-    notes = (*notes, *cache)
+    notes = (*notes, *_no_compile_cache())
     if target == "CPU" and not is_scheduler():
         notes = (*notes, prepare_cpu(config, _launched()))
     if exact:

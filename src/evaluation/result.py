@@ -71,6 +71,12 @@ def build(
     }
 
 
+def target_accuracy(content):
+    """The accuracy in [0, 1] on the target, of the content of a result.json; None if it has none."""
+    accuracies = content["accuracy"]
+    return accuracies.get("target", accuracies.get(content.get("target_domain")))
+
+
 def write(content, path):
     """Write a result file, whole or not at all."""
     try:

@@ -11,6 +11,7 @@ import pkgutil
 
 from model_utils.errors import UserError
 
+WITHOUT_TARGET = "source_accuracy"  # the one rule that looks at no target image
 SHARED = ("evidence", "probe", "pool")  # modules that are not rules
 
 

@@ -31,7 +31,7 @@ def main():
         "--by",
         metavar="RULE",
         help=f"{', '.join(selection.names())}; default {pools.DEFAULT}, or for methods that must not look at "
-        f"the target {pools.WITHOUT_TARGET}",
+        f"the target {selection.WITHOUT_TARGET}",
     )
     parser.add_argument("--json", metavar="FILE", help="also write everything there")
     options = parser.parse_args()

@@ -10,11 +10,12 @@ from scipy.stats import spearmanr
 
 from model_utils.errors import UserError
 from src import selection
+from src.evaluation.result import target_accuracy
+from src.selection import WITHOUT_TARGET
 from src.selection.probe import PREDICTIONS
 
 GATE = 0.9  # a candidate needs this share of the best held-out source accuracy
 DEFAULT = "ensv"
-WITHOUT_TARGET = "source_accuracy"  # in its place where no target image may be looked at
 
 
 @dataclasses.dataclass
@@ -60,7 +61,7 @@ def read(folder):
         accuracies = {str(name): float(value) for name, value in result["accuracy"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} or result.json beside it is damaged; leave this run out") from error
-    accuracy = accuracies.get("target", accuracies.get(result.get("target_domain")))
+    accuracy = target_accuracy({**result, "accuracy": accuracies})
     return Candidate(folder, values, probabilities, about, accuracy)
 
 
@@ -68,6 +69,18 @@ def passes_gate(accuracies):
     """[whether a run may be chosen], by held-out source accuracies; None, where there is none, passes."""
     best = max((value for value in accuracies if value is not None), default=0.0)
     return [value is None or value >= GATE * best for value in accuracies]
+
+
+def best(values, allowed):
+    """The place of the largest value that is allowed, the first of equals; None if there is none.
+
+    values: floats, or None where a rule has none. allowed: bools.
+    """
+    known = [
+        value if passes and value is not None else -np.inf
+        for value, passes in zip(values, allowed, strict=True)
+    ]
+    return int(np.argmax(known)) if np.isfinite(max(known)) else None
 
 
 class Pool:
@@ -104,7 +117,7 @@ class Pool:
                 values = [candidate.values.get(name) for candidate in candidates]
                 if any(value is not None for value in values):
                     self.table[name] = values
-        self.gated = passes_gate(self.table.get("source_accuracy") or [None] * len(candidates))
+        self.gated = passes_gate(self.table.get(WITHOUT_TARGET) or [None] * len(candidates))
 
     @property
     def default(self):
@@ -118,11 +131,8 @@ class Pool:
         """
         if name not in self.table:
             raise UserError(f"by: rule {name} has no value for these runs; rules: {', '.join(self.table)}")
-        values = [
-            -np.inf if value is None or not (passes or name == "source_accuracy") else value
-            for value, passes in zip(self.table[name], self.gated, strict=True)
-        ]
-        return int(np.argmax(values)) if np.isfinite(max(values)) else None
+        everyone = [True] * len(self.candidates)
+        return best(self.table[name], everyone if name == WITHOUT_TARGET else self.gated)
 
     @property
     def accuracies(self):

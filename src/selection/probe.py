@@ -75,9 +75,10 @@ class SourceProbe(Probe):
         self.probabilities = np.zeros((0, len(cell.task.classes)), np.float32)
 
     def measure(self):
-        """{"source_accuracy": value}."""
+        """{rule: value} of the rule that looks at no target image."""
+        rule = selection.WITHOUT_TARGET
         evidence = Evidence(None, None, None, **of_held_out(self.cell))
-        return {"source_accuracy": selection.find("source_accuracy").score(evidence)}
+        return {rule: selection.find(rule).score(evidence)}
 
     def about(self):
         """As that of a Probe; its images are told by their domains and numbers: their choice may hang on the

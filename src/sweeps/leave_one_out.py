@@ -11,6 +11,7 @@ from model_utils.errors import UserError
 from src.data import sets
 from src.data.files import LeftOut
 from src.data.forms import rooted
+from src.evaluation.result import target_accuracy
 from src.train_cells import find_method
 
 NAME = "leave_one_source_out"
@@ -42,6 +43,4 @@ def words(settings):
 
 def accuracy(folder):
     """The accuracy in [0, 1] on the source that a finished run left out."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    accuracies = result["accuracy"]
-    return accuracies.get("target", accuracies.get(result.get("target_domain")))
+    return target_accuracy(json.loads((folder / "result.json").read_text(encoding="utf-8")))

@@ -268,10 +268,10 @@ def check_objective(name, oracle, sees_target=True):
     elif name not in (*selection.of_one_run(), leave_one_out.NAME):
         rules = ", ".join((*selection.of_one_run(), leave_one_out.NAME))
         raise UserError(f"objective: {name!r:.60} is no rule for one run; rules: {rules}")
-    elif not sees_target and name not in (pools.WITHOUT_TARGET, leave_one_out.NAME):
+    elif not sees_target and name not in (selection.WITHOUT_TARGET, leave_one_out.NAME):
         raise UserError(
             f"objective: {name} looks at target images, which this method must not; choose "
-            f"{pools.WITHOUT_TARGET} or {leave_one_out.NAME}"
+            f"{selection.WITHOUT_TARGET} or {leave_one_out.NAME}"
         )
 
 
