@@ -1,6 +1,7 @@
 """Runs that are killed again and again, and must end as if nothing had happened.
 
-    python -m benchmarks.kill_drill [--kills N] [--minutes M] [--only dann …] [--seed S] [--save]
+    python -m benchmarks.kill_drill [--kills N] [--kills_of_a_run K] [--minutes M] [--only dann …] [--seed S]
+                                    [--save [--name NAME]]
 
 Each scenario is a short real run that is made once without a fault, for reference. Then it is made again and
 killed with SIGKILL: while a checkpoint is being written, up to 50 ms after a step, or at any moment between
@@ -8,8 +9,9 @@ its start and its end; with two processes, all of them at once or one worker alo
 newest checkpoint is cut short as well, as a machine that lost its power may leave it. Each run is continued
 (`--resume true`; a sweep by the same command) until it ends. What it leaves then is compared with the
 reference: parameters, optimizer state, the network's file, all logged values; of a sweep each trial's values,
-objective and network. Goes through the scenarios in turn until N kills are made or M minutes are over; the
-run in hand is brought to its end. `--save` keeps the figures in benchmarks/results/devices/kill_drill.json.
+objective and network. Goes through the scenarios in turn, K kills in each run, until N kills are made or M
+minutes are over; the run in hand is brought to its end. `--save` keeps the figures of each run as it ends, in
+benchmarks/results/devices/NAME.json.
 """
 
 import argparse
@@ -33,10 +35,10 @@ from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
-KEPT = ROOT / "benchmarks" / "results" / "devices" / "kill_drill.json"
+KEPT = ROOT / "benchmarks" / "results" / "devices"
+NAME = "kill_drill"
 NO_LIMIT = 1e9  # minutes
 LIMIT = 1800  # seconds for anything that takes a few; other programs may need the machine
-KILLS_OF_A_RUN = 2
 MOMENTS = ("writing", "step", "any")
 EVERY_STEP = {"save_checkpoint_steps": 1, "eval_interval": 10**9, "tensorboard": "false", "log_interval": 1}
 _started = []  # every process of the drill, so that none is left behind
@@ -85,20 +87,21 @@ class Scenario:
 def scenarios(data):
     """Every Scenario. data: a folder for the images of HarDNet."""
     tiny = "tests/tiny/{}.yaml"
-    dann = {"n_pretrain_epochs": 1, "n_epoch": 1, "steps_per_epoch": 5}
-    cached = {"freeze_backbone": "true", "cache_features": "true", "pretrained": "none", "iterations": 10}
-    hardnet = {"epoch_size": 3, "dataset_path": data}
-    masf = {"train_iterations": 8, "meta_order": "first"}
+    dann = {"n_pretrain_epochs": 1, "n_epoch": 1, "steps_per_epoch": 12}
+    cached = {"freeze_backbone": "true", "cache_features": "true", "pretrained": "none", "iterations": 24}
+    adda = {"iterations": 10, "discriminator_iterations": 4, "adversary_iterations": 10}
+    hardnet = {"epoch_size": 8, "dataset_path": data}
+    masf = {"train_iterations": 24, "meta_order": "first"}
     return [
-        Scenario("dann", tiny.format("dann"), 10, dann),
-        Scenario("kept features", tiny.format("mcc"), 10, cached),
-        Scenario("dann, 2 processes", tiny.format("dann"), 10, dann, processes=2),
+        Scenario("dann", tiny.format("dann"), 24, dann),
+        Scenario("kept features", tiny.format("mcc"), 24, cached),
+        Scenario("dann, 2 processes", tiny.format("dann"), 24, dann, processes=2),
         Scenario("sweep", tiny.format("mcc"), 4, trials=2),
-        Scenario("masf", tiny.format("masf"), 8, masf),
-        Scenario("adda", tiny.format("adda"), 10),
-        Scenario("hardnet", tiny.format("hardnet"), 9, hardnet),
-        Scenario("kept features, 2 processes", tiny.format("mcc"), 10, cached, processes=2),
-        Scenario("masf, 2 processes", tiny.format("masf"), 8, masf, processes=2),
+        Scenario("masf", tiny.format("masf"), 24, masf),
+        Scenario("adda", tiny.format("adda"), 24, adda),
+        Scenario("hardnet", tiny.format("hardnet"), 24, hardnet),
+        Scenario("kept features, 2 processes", tiny.format("mcc"), 24, cached, processes=2),
+        Scenario("masf, 2 processes", tiny.format("masf"), 24, masf, processes=2),
     ]
 
 
@@ -286,8 +289,8 @@ def one_run(scenario, folder, undisturbed, moments, rng, figures):
     figures.identical += 1
 
 
-def drill(chosen, kills, minutes, rng, folder):
-    """Make `kills` kills, the scenarios in turn, begun within so many minutes.
+def drill(chosen, kills, of_a_run, minutes, rng, folder):
+    """Make `kills` kills, `of_a_run` in each run, the scenarios in turn, begun within so many minutes.
 
     Yields ({scenario's name: Figures}, seconds) after each run.
     """
@@ -300,7 +303,7 @@ def drill(chosen, kills, minutes, rng, folder):
         try:
             if scenario.name not in undisturbed:
                 undisturbed[scenario.name] = reference(scenario, place / f"reference-{turn}")
-            moments = [rng.choice(MOMENTS) for _ in range(min(KILLS_OF_A_RUN, kills - done))]
+            moments = [rng.choice(MOMENTS) for _ in range(min(of_a_run, kills - done))]
             one_run(scenario, place / f"run-{turn}", undisturbed[scenario.name], moments, rng, figures)
         except (UserError, subprocess.TimeoutExpired) as failure:
             figures.failures.append(str(failure))
@@ -317,11 +320,11 @@ def table(found):
     return lines + [f"| {name} | {' | '.join(str(row[n]) for n in names)} |" for name, row in rows.items()]
 
 
-def save(found, command, seconds):
-    """Keep the figures."""
+def save(name, found, command, seconds):
+    """Keep the figures under a name."""
     rows = {name: dataclasses.asdict(figures) for name, figures in found.items()}
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(KEPT) as temporary:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with atomic(KEPT / f"{name}.json") as temporary:
         text = json.dumps({"command": command, "seconds": round(seconds), "scenarios": rows}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -331,10 +334,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=positive, default=300)
+    parser.add_argument("--kills_of_a_run", type=positive, default=4, metavar="K")
     parser.add_argument("--minutes", type=float, default=NO_LIMIT, help="begin no run after this time")
     parser.add_argument("--only", nargs="+", metavar="SCENARIO")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--save", action="store_true", help="keep the figures")
+    parser.add_argument("--name", default=NAME, help=f"of the file that keeps them (default {NAME})")
     arguments = parser.parse_args()
     from tests import helpers
 
@@ -346,10 +351,11 @@ def main():
         chosen = [every[name] for name in arguments.only or every]
         rng, found = random.Random(arguments.seed), {}
         try:
-            for found, seconds in drill(chosen, arguments.kills, arguments.minutes, rng, Path(folder)):
+            limits = arguments.kills, arguments.kills_of_a_run, arguments.minutes
+            for found, seconds in drill(chosen, *limits, rng, Path(folder)):
                 print(f"{seconds:.0f} s", *table(found), sep="\n", flush=True)
                 if arguments.save:
-                    save(found, command(arguments), seconds)
+                    save(arguments.name, found, command(arguments), seconds)
         finally:
             for process in _started:
                 if process.poll() is None:
@@ -362,11 +368,13 @@ def main():
 
 def command(arguments):
     """The command that these arguments came from."""
-    given = f" --minutes {arguments.minutes:g}" if arguments.minutes < NO_LIMIT else ""
-    only = "".join(f" {shlex.quote(name)}" for name in arguments.only or ())
-    return (
-        f"python -m benchmarks.kill_drill --kills {arguments.kills}{given}{' --only' if only else ''}{only}"
-    )
+    words = ["python -m benchmarks.kill_drill", f"--kills {arguments.kills}"]
+    words.append(f"--kills_of_a_run {arguments.kills_of_a_run}")
+    if arguments.minutes < NO_LIMIT:
+        words.append(f"--minutes {arguments.minutes:g}")
+    if arguments.only:
+        words.append(f"--only {shlex.join(arguments.only)}")
+    return " ".join([*words, f"--seed {arguments.seed}"])
 
 
 if __name__ == "__main__":

@@ -63,19 +63,21 @@ class Metrics:
         enabled: False on every rank but 0.
         tensorboard: whether to write event files.
         keep_until: on resume, the step up to which earlier lines are kept; None starts afresh.
+        evaluated_again: whether the run evaluates the network of that step once more, so that what was
+            written about it before goes.
     """
 
-    def __init__(self, output_dir, enabled=True, tensorboard=True, keep_until=None):
+    def __init__(self, output_dir, enabled=True, tensorboard=True, keep_until=None, evaluated_again=False):
         self.path = Path(output_dir) / "metrics.jsonl"
         self.events = self.file = None
         self.failed = False
         if not enabled:
             return
-        kept = (
-            []
-            if keep_until is None
-            else [row for row in read_metrics(self.path) if row["step"] <= keep_until]
-        )
+        kept = []
+        if keep_until is not None:
+            kept = [row for row in read_metrics(self.path) if row["step"] <= keep_until]
+        if evaluated_again:
+            kept = [row for row in kept if row["step"] < keep_until or row["kind"] == "train"]
         with atomic(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()

@@ -178,8 +178,11 @@ def test_stopped_and_resumed_ends_as_if_never_stopped(place, tmp_path, stop):
     if stop < 6:
         name, begun = ("warm", stop) if stop < 2 else ("main", stop - 2)
         assert second.started[0] == (name, begun, True)
-    logged = [(row["step"], row["loss"]) for row in rows(tmp_path / "parts")]
-    assert logged == [(row["step"], row["loss"]) for row in rows(tmp_path / "whole")]
+    for kind, value in (("train", "loss"), ("test", "source_accuracy")):
+        logged, wanted = (
+            [(row["step"], row[value]) for row in rows(tmp_path / run, kind)] for run in ("parts", "whole")
+        )
+        assert logged == wanted
     assert json.loads((tmp_path / "parts" / "result.json").read_text())["steps"] == 6
 
 

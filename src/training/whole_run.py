@@ -48,7 +48,11 @@ def run(build, config, device, started):
         if device.is_main:
             config.write(folder / "config.yaml")
         metrics = run_log.Metrics(
-            folder, device.is_main, config.tensorboard, keep_until=this.step if config.resume else None
+            folder,
+            device.is_main,
+            config.tensorboard,
+            keep_until=this.step if config.resume else None,
+            evaluated_again=config.resume and this.step == this.total_steps,
         )
         try:
             status = _train_and_finish(this, cell, metrics, interrupt)
