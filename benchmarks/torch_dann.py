@@ -1,8 +1,16 @@
-"""DANN's network and reversal step in PyTorch, written from the paper: what our step is timed against."""
+"""DANN's network and reversal step in PyTorch, written from the paper: what our step is timed against.
+
+`TorchStep` is the step on digits, `PhotoStep` that on photographs with HarDNet.
+"""
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks.torch_hardnet import TorchHarDNet
+
+# Where PyTorch keeps a layer's arrays, by our names.
+PLACES = {"weight": 0, "gamma": 0, "bias": 1, "beta": 1, "moving_mean": 2, "moving_variance": 3}
 
 
 class Reverse(torch.autograd.Function):
@@ -82,3 +90,52 @@ class TorchStep:
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+
+class PhotoStep:
+    """An adversarial update of HarDNet with a bottleneck; each domain goes through the backbone by itself.
+
+    Args:
+        variant: HarDNet's, e.g. "39ds". classes, bottleneck: units of the class head and before it.
+        lr: of Adam.
+    """
+
+    def __init__(self, variant, classes, bottleneck, lr):
+        hardnet = TorchHarDNet(variant, classes)
+        width = hardnet.base[-1][-1].in_features
+        hardnet.base[-1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        neck = nn.Linear(width, bottleneck), nn.BatchNorm1d(bottleneck), nn.ReLU()
+        domains = nn.Linear(bottleneck, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
+        self.backbone, self.neck = hardnet, nn.Sequential(*neck)
+        self.classes, self.domains = nn.Linear(bottleneck, classes), nn.Sequential(*domains)
+        self.parts = nn.ModuleList((self.backbone, self.neck, self.classes, self.domains))
+        self.optimizer = torch.optim.Adam(self.parts.parameters(), lr=lr)
+
+    def load(self, values):
+        """Take the weights {"network" or "domains": {our name: array}}, in our order, which is theirs."""
+        ours = [v for part in ("network", "domains") for v in _ordered(values[part])]
+        theirs = [v for n, v in self.parts.state_dict().items() if not n.endswith("num_batches_tracked")]
+        with torch.no_grad():
+            for value, own in zip(ours, theirs, strict=True):
+                own.copy_(torch.from_numpy(value))
+
+    def __call__(self, source, labels, target, strength):
+        """source, target: float32 (N, 3, S, S) tensors; labels: int64 (N,); returns the loss as a float."""
+        features = torch.cat([self.neck(self.backbone(images)) for images in (source, target)])
+        loss = functional.cross_entropy(self.classes(features[: len(labels)]), labels)
+        domains = torch.arange(2).repeat_interleave(len(labels))
+        seen = self.domains(Reverse.apply(features, strength))
+        loss = loss + 2 * functional.cross_entropy(seen, domains)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def _ordered(values):
+    """The arrays of {name: array}, layers in their order, those of a layer as PyTorch keeps them."""
+    layers = {}
+    for name, value in values.items():
+        layer, kind = name.rsplit(".", 1)
+        layers.setdefault(layer, {})[PLACES[kind]] = value
+    return [layer[place] for layer in layers.values() for place in sorted(layer)]
