@@ -54,6 +54,11 @@ DEMO = {
     "log_interval": 1,
 }
 
+# Compiling a training step takes seconds, a tiny step in PyNative mode milliseconds. tests/test_contract.py
+# and tests/test_matrix.py show that both compute the same, so a test asks for mode="graph" only where
+# compilation is what it is about.
+UNCOMPILED = {"mode": "pynative"}
+
 
 def options(**keys):
     """{'lr': 1} -> ['--lr=1'], what a command line holds."""
@@ -61,12 +66,12 @@ def options(**keys):
 
 
 def tiny_config(method, **changes):
-    """The configuration of tests/tiny/<method>.yaml, with changes."""
+    """The configuration of tests/tiny/<method>.yaml, with changes; in PyNative mode (UNCOMPILED)."""
     path = TINY / f"{method}.yaml"
     assert path.is_file(), (
         f"method {method} has no {path.relative_to(ROOT)}: add one, as tests/tiny/dann.yaml"
     )
-    return experiment.load([f"--config={path}", *options(**{**tiny_data(method), **changes})])
+    return experiment.load([f"--config={path}", *options(**{**tiny_data(method), **UNCOMPILED, **changes})])
 
 
 @functools.cache
@@ -94,8 +99,8 @@ def tiny_phases(method):
 
 
 def demo_config(**changes):
-    """DANN's configuration on the demo data, with changes."""
-    return experiment.load(options(**{**DEMO, **changes}))
+    """DANN's configuration on the demo data, with changes; in PyNative mode (UNCOMPILED)."""
+    return experiment.load(options(**{**DEMO, **UNCOMPILED, **changes}))
 
 
 def open_task(settings, place, classes=None):

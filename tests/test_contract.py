@@ -32,7 +32,7 @@ def methods():
 @pytest.fixture(scope="module", params=methods())
 def run(request, place, tmp_path_factory):
     """One whole tiny training: its cell, what it logged, and its state at the start, at cuts, at ends."""
-    settings = tiny_config(request.param)
+    settings = tiny_config(request.param, mode="graph")
     cell = build(settings, place)
     folder = tmp_path_factory.mktemp(request.param)
     ends = np.cumsum([phase.steps for phase in cell.phases]).tolist()

@@ -165,7 +165,7 @@ def test_log_line_is_the_one_people_grep(place):
 
 
 def test_validation_figures_match_numpy(place):
-    cell = build(tiny_config("dann", mode="pynative"), place)
+    cell = build(tiny_config("dann"), place)
     train(cell, 0, 6)
     figures = cell.validate(cell.phases[1])
     domain_classifier = cell.parts["domain_classifier"]
@@ -243,9 +243,7 @@ def test_a_short_run_learns_the_demo_digits(place):
 # without it, or NumPy. ONE_STEP is a step of adversarial training by plain gradient descent, in which every
 # loss has a weight that is not 0; a weight moves by its gradient.
 
-# They run in PyNative mode, of which test_contract.py shows that it computes the same: nothing is compiled.
 DESCENT = {
-    "mode": "pynative",
     "optimizer": "momentum",
     "momentum": 0,
     "weight_decay": 0,
@@ -351,7 +349,7 @@ def test_clipping_shortens_all_gradients_together(place, plain, case, share):
 def test_the_evaluated_network_is_the_average_of_the_trained_one(place, method):
     """Over all phases, running statistics of batch normalisation included."""
     decay, network = 0.15, "dann"  # (1 + t) / (10 + t) is smaller in step 0 only
-    cell = build(tiny_config(method, network=network, ema_decay=decay, mode="pynative"), place)
+    cell = build(tiny_config(method, network=network, ema_decay=decay), place)
     names = [p.name for p in cell.network.get_parameters()]
     assert any(name.endswith("moving_mean") for name in names)
     average = {name: values(cell)[name].astype(float) for name in names}

@@ -285,7 +285,7 @@ def test_strong_augmentations_keep_shape_type_and_range(rng, name):
 @pytest.fixture(scope="module")
 def whole(place, tmp_path_factory):
     """A tiny run with every option: its cell, its logged steps, and a checkpoint inside each phase."""
-    settings = tiny_config("dann", **OPTIONS)
+    settings = tiny_config("dann", **OPTIONS, mode="graph")
     cell = build(settings, place)
     folder, logged, done = tmp_path_factory.mktemp("options"), [], 0
     for stop in (BEGIN - 1, BEGIN, BEGIN + 2, BEGIN + 4):
@@ -405,7 +405,7 @@ def test_each_phase_is_compiled_once(place):
         from mindspore.graph.api import ms_compile_cache as compiled
     except ImportError:  # before MindSpore 2.9
         from mindspore.common.api import ms_compile_cache as compiled
-    cell = build(tiny_config("dann", **OPTIONS), place)
+    cell = build(tiny_config("dann", **OPTIONS, mode="graph"), place)
     for first, last in ((0, 4), (4, BEGIN), (BEGIN, BEGIN + 4)):
         train(cell, first, first + 2)
         before = len(compiled)

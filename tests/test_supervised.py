@@ -228,7 +228,7 @@ def test_clipping_keeps_the_direction(limit):
         {"clip": 0.3},
         {"ema": 0.6},
         {"clip": 0.3, "ema": 0.999, "parts": 4},
-        {"mode": "pynative", "ema": 0.9},
+        {"mode": "graph", "clip": 0.3, "ema": 0.9, "parts": 4},
     ],
     ids=lambda options: "+".join(options) or "plain",
 )
@@ -239,7 +239,7 @@ def test_a_run_gives_the_weights_of_the_oracle(make, options):
         ema_decay=ema,
         gradient_accumulation=parts,
         weight_decay=0.01,
-        mode=options.get("mode", "graph"),
+        mode=options.get("mode", "pynative"),
     )
     begin = [p.asnumpy().astype(float) for p in cell.trained.get_parameters()]
     wanted, average = oracle_run(*begin, Source(8), 6, clip, ema, parts)
@@ -326,7 +326,7 @@ def test_dropout_masks_belong_to_the_step_and_reach_the_network(make):
 def test_batch_normalisation_takes_the_statistics_of_its_policy(make, policy):
     """Of two domains, one far from the other: loss and running statistics are those of numpy."""
     domains = {"one": Source(8), "two": Source(8, shift=3)}
-    cell = make(normed, loaders=domains, batch_norm=policy, mode="graph")
+    cell = make(normed, loaders=domains, batch_norm=policy)
     stored = {p.name: p.asnumpy().astype(float) for p in cell.network.get_parameters()}
     batches = [loader.batch(0) for loader in domains.values()]
     images, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
@@ -359,7 +359,14 @@ def test_a_step_is_compiled_once(make):
     except ImportError:  # before MindSpore 2.9
         from mindspore.common.api import ms_compile_cache as compiled
     options = {"amp_level": "O2", "loss_scale_mode": "dynamic", "loss_scale": 2.0**22}
-    cell = make(lambda: linear(0.5), ema_decay=0.9, clip_grad_norm=1.0, gradient_accumulation=2, **options)
+    cell = make(
+        lambda: linear(0.5),
+        ema_decay=0.9,
+        clip_grad_norm=1.0,
+        gradient_accumulation=2,
+        mode="graph",
+        **options,
+    )
     train(cell, 0, 1)
     before = len(compiled)
     train(cell, 1)
