@@ -141,6 +141,15 @@ def test_sets(settings, place):
 test_sets.__test__ = False  # a helper, not a test case
 
 
+def graphs():
+    """The graphs that MindSpore has compiled in this process."""
+    try:
+        from mindspore.graph.api import ms_compile_cache
+    except ImportError:  # before MindSpore 2.9
+        from mindspore.common.api import ms_compile_cache
+    return ms_compile_cache
+
+
 def train(cell, first=0, last=None):
     """Drive steps `first` to `last` (all phases counted through) as the loop does.
 

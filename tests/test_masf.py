@@ -281,7 +281,7 @@ def test_the_inner_step_is_taken_back_bit_by_bit(place, monkeypatch):
 
 
 def test_one_compilation_serves_every_choice_of_the_meta_test_domain(place, monkeypatch):
-    cell = tiny_cell(settings_of(train_iterations=40, meta_order="second", mode="graph"), place, monkeypatch)
+    cell = tiny_cell(settings_of(train_iterations=40, meta_order="first", mode="graph"), place, monkeypatch)
     COMPILED.clear()
     train(cell, 0, 1)
     first = len(COMPILED)
@@ -307,7 +307,7 @@ def test_episodes_are_drawn_evenly_by_seed_and_step(place, monkeypatch):
 
 
 def test_the_rates_follow_the_schedule(place, monkeypatch):
-    cell = tiny_cell(settings_of(lr_schedule="one_cycle", train_iterations=10), place, monkeypatch)
+    cell = tiny_cell(settings_of(lr_schedule="one_cycle", train_iterations=4), place, monkeypatch)
     rates = [logged["lr"] for _, logged in train(cell)]
     assert rates[0] == pytest.approx(0.1 / 25) and max(rates) > 0.09 and rates[-1] < 1e-4
     ends = {name: float(cell.optimizers[name].learning_rate.asnumpy()) for name in cell.optimizers}
@@ -321,9 +321,9 @@ def test_the_network_starts_as_deepalls(place):
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("order", ["first", pytest.param("second", marks=pytest.mark.thorough)])
 def test_it_learns_the_source_domains(place, order):
-    cell = build(tiny_config("masf", train_iterations=60, dropout=0, meta_order=order), place)
+    cell = build(tiny_config("masf", train_iterations=60, dropout=0, meta_order=order, mode="graph"), place)
     logged = train(cell)
     assert logged[-1][1]["task_loss"] < 0.5 * logged[0][1]["task_loss"]
     accuracies = cell.validate(cell.phases[0])
