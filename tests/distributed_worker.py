@@ -164,6 +164,7 @@ def accuracies(place):
 def run(place, folder, stop_after=None, **changes):
     """A run of the loop, where SIGTERM reaches rank 1 in step `stop_after`: (exit status, its last state)."""
     keys = {"validation_size": 0, "n_pretrain_epochs": 0, "eval_batch_size": 50, "tensorboard": "false"}
+    keys["mode"] = "graph"  # collectives inside a compiled step, as users run them
     settings = helpers.demo_config(output_dir=folder, **keys, **changes)
     # Different on each rank: equal weights must come from rank 0, not from equal seeds.
     cell = helpers.build(settings, place, seed=10 + place.rank)

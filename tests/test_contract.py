@@ -3,6 +3,7 @@ a new one adds tests/tiny/<method>.yaml, tests/tiny/<method>.phases.yaml, perhap
 its data, and no line here.
 """
 
+import functools
 import types
 
 import mindspore as ms
@@ -54,6 +55,8 @@ def run(request, place, tmp_path_factory):
         snapshots=snapshots,
         tests=test_sets(settings, place),
         place=place,
+        # With other initial weights: all that counts has to come out of the checkpoint. Compiled once.
+        other=functools.cache(lambda: build(settings, place, seed=settings.seed + 7)),
     )
 
 
@@ -136,8 +139,7 @@ def test_a_resumed_run_ends_bit_identical(run, which):
     if which and run.cuts[0] == run.cuts[1]:
         pytest.skip("one phase: it was cut in the other case")
     cut = run.cuts[which]
-    # Other initial weights: all that counts has to come out of the checkpoint.
-    cell = build(run.settings, run.place, seed=run.settings.seed + 7)
+    cell = run.other()
     restored, meta = checkpoint.read(at(run.folder, cut))
     checkpoint.restore_state(cell.state(), restored, "test")
     assert meta["step"] == cut

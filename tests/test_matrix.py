@@ -28,7 +28,7 @@ from src.train_cells import method_names
 # Hardnet and deepall are names of supervised training.
 METHODS = [name for name in method_names() if name not in ("hardnet", "deepall")]
 # Of a family of several networks one is tried. These are large: they get small images, and in the sample
-# supervised training only, whose graph is compiled soonest.
+# supervised training only, in PyNative mode: compiling them takes longest of all.
 LARGE = {"hardnet": "hardnet39ds", "efficientnet_lite": "efficientnet_lite0", "mindcv": "mindcv/resnet18"}
 NETWORKS = [LARGE.get(name, name) for name in networks.modules()]
 KINDS = ("digits", "folders", "pair")
@@ -98,7 +98,7 @@ def settings_of(method, network, kind):
     """A few steps of a method, everything else as its defaults are; large networks get small images."""
     keys = {"method": method, "network": network, "pretrained": "none", "bottleneck": 8, **DATA[kind]()}
     if network in LARGE.values():
-        keys["image_size"] = 32
+        keys |= {"image_size": 32, "mode": "graph" if FULL else "pynative"}
     if method == "shot":
         of_network = {name: keys[name] for name in ("network", "bottleneck", "image_size") if name in keys}
         keys |= make_data("shot", tuple("0123456789") if kind == "digits" else CLASSES, **of_network)

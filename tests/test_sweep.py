@@ -19,7 +19,7 @@ from src.setup import settings as experiment
 from src.sweeps import leave_one_out, space, study
 
 SPACE = "lr: {low: 0.001, high: 0.01, log: true}\nmcc_weight: [0.5, 1.0]\n"
-TINY = ("--config=tests/tiny/mcc.yaml", "--device_target=CPU")
+TINY = ("--config=tests/tiny/mcc.yaml", "--device_target=CPU", "--mode=pynative")
 
 
 def keys():
