@@ -399,6 +399,23 @@ def test_strong_view_belongs_to_the_step_and_the_teacher_sees_the_image_as_it_is
     assert not np.array_equal(other, strong)
 
 
+@pytest.mark.parametrize("network", ["digits", "hardnet39ds"])
+def test_augmentations_within_a_step_see_values_between_0_and_1(place, network):
+    keys = {"network": network, "image_size": 0 if network == "digits" else 32, "pretrained": "none"}
+    cell, seen = build(tiny_config("dann", n_refine_epochs=1, **keys), place), []
+    images = cell.phases[-1].batch(0)["target"][0]
+
+    def negative(images, rng):
+        seen.append(images)
+        return 1 - images
+
+    changed = cell.augmented(negative, images, None)
+    assert -1e-6 <= seen[0].min() < 0.2 and 0.8 < seen[0].max() <= 1 + 1e-6
+    mean = cell.preparation.normalise(np.full_like(images, 0.5))
+    np.testing.assert_allclose(changed, 2 * mean - images, atol=1e-5)
+    assert cell.augmented(None, images, None) is images
+
+
 def test_each_phase_is_compiled_once(place):
     """Nothing that changes from step to step may be a constant of the graph, in a tuple or as a number."""
     try:

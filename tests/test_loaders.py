@@ -302,6 +302,15 @@ def test_to_network_is_the_definition():
     np.testing.assert_allclose(grey[:, 0], (luma / 255 - 0.5) / 0.25, atol=2e-2)
 
 
+def test_original_undoes_normalise():
+    images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    there = prepared().original(prepared().normalise(images))
+    np.testing.assert_allclose(there, images, atol=1e-6)
+    assert there.dtype == np.float32
+    plain = Preparation(4)
+    assert plain.original(images) is images and plain.normalise(images) is images
+
+
 # Files
 
 

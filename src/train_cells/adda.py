@@ -199,7 +199,8 @@ class Method(trainer.Trainer):
             strong = target = ms.Tensor.from_numpy(images)
             if config.consistency_weight > 0:
                 rng = noise.generator(config.seed, "consistency", *self.counters(phase, number))
-                strong = ms.Tensor.from_numpy(augment.build(config.consistency_augment)(images, rng))
+                function = augment.build(config.consistency_augment)
+                strong = ms.Tensor.from_numpy(self.augmented(function, images, rng))
             return [source, labels, target, strong, self.domains, weights]
 
         return inputs

@@ -102,7 +102,7 @@ class Method(trainer.Trainer):
             "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
         ),
     }
-    ON_IMAGES = ("strong_augment",)
+    ON_IMAGES = ("strong_augment", "vat_weight")
     ALIASES = {
         "joint_batch": Alias(
             "batch_norm",
@@ -296,9 +296,9 @@ class Method(trainer.Trainer):
 
         def inputs(part, number):
             (source, labels), (seen, _) = part["source"], part["target"]
-            target, counters = seen, self.counters(phase, number)
-            if self.strong is not None:
-                target = self.strong(seen, noise.generator(self.config.seed, "strong", *counters))
+            counters = self.counters(phase, number)
+            rng = noise.generator(self.config.seed, "strong", *counters)
+            target = self.augmented(self.strong, seen, rng)
             tensors = [ms.Tensor.from_numpy(array) for array in (source, labels, target, seen)]
             return [*tensors, *self.masks(2 * len(labels), "dropout refine", *counters, network=self.student)]
 

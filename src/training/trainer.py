@@ -176,6 +176,16 @@ class Trainer(Contract):
         """
         return self.cache.loader(loader) if self.cache else loader
 
+    def augmented(self, function, images, rng):
+        """`function`, an augmentation of values in [0, 1], of images as the network gets them; so is the result.
+
+        function: of src/data/augment.py, or None, which changes nothing.
+        """
+        if function is None:
+            return images
+        prepared = self.network.preparation
+        return prepared.normalise(function(prepared.original(images), rng))
+
     def weights(self, *names):
         """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name."""
         own = {"backbone": [self.trained.backbone], "head": [self.trained.head]}
