@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import ROOT, build, fails, open_task, test_sets, tiny_config
+from helpers import ROOT, build, build_network, fails, open_task, test_sets, tiny_config
 from helpers import train as train_steps
 from mindspore import ops
 from scipy.io import savemat
@@ -249,6 +249,13 @@ def test_with_averaged_weights_adaptation_starts_at_the_average(new_cell, tmp_pa
     assert begun.phases[0].steps == 0
     for part in (*parts(cell)[:2], cell.trained, begun.network, begun.trained):
         assert all(map(np.array_equal, values(part).values(), average))
+
+
+@pytest.mark.parametrize("names", ["1023456789", "abcdefghij"], ids=["another order", "others"])
+def test_a_source_network_of_other_classes_is_refused(new_cell, place, tmp_path, names):
+    network, path = build_network(tiny_config("adda"), place), tmp_path / "source.ckpt"
+    checkpoint.save_cell(network, path, {"classes": list(names)})
+    fails(lambda: new_cell(source_ckpt_file=path), "source_ckpt_file: ", path, "other classes")
 
 
 @pytest.mark.parametrize("phase, step", [(0, 0), (1, 1), (2, 0), (2, 3)])

@@ -278,6 +278,12 @@ def test_resuming_a_finished_run_evaluates_it_again(place, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["accuracy"] == {"source": pytest.approx(2 / 3)}
 
 
+def test_a_finished_run_is_evaluated_again_in_the_last_phase_that_has_steps(place, tmp_path):
+    for resume in (False, True):
+        assert go(Counter(phases=(("main", 2), ("never", 0))), place, tmp_path, resume=resume) == 0
+    assert "never" not in {row["phase"] for row in rows(tmp_path, "test")}
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_non_finite_loss_stops_with_phase_step_and_last_good_checkpoint(place, tmp_path, loss):
     with pytest.raises(UserError) as caught:

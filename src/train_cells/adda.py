@@ -29,6 +29,7 @@ from src.training import trainer
 from src.training.batch_norm import has_batch_norm
 from src.training.contract import Phase
 from src.training.optim import copy_weights
+from src.training.run_folder import check_same_classes
 from src.training.schedules import reversal_strength
 
 log = logging.getLogger("run")
@@ -120,8 +121,7 @@ class Method(trainer.Trainer):
         """Frozen source network, discriminator, and three optimizers: new ones for adaptation."""
         config, network = self.config, self.trained
         if config.source_ckpt_file and not config.resume:
-            checkpoint.load_network(self.whole, config.source_ckpt_file)
-            copy_weights(self.network, self.trained)
+            self._load_source()
         frozen = self.add_part("source_network", self.new_network())
         for weight in frozen.get_parameters():
             weight.requires_grad = False
@@ -147,6 +147,14 @@ class Method(trainer.Trainer):
         loss = AdaptLoss((network, frozen, discriminator), joint, use, config.confidence)
         self.add_update(ADAPT, loss, {**adapt, **of_discriminator})
         self._evaluate = jit(self._validation_logits, config)
+
+    def _load_source(self):
+        """The network of `source_ckpt_file`, whose classes must be those of the data."""
+        key = "source_ckpt_file"
+        path, meta = checkpoint.load_network(self.whole, self.config.source_ckpt_file)
+        names = checkpoint.class_names(meta, path)
+        check_same_classes(names, self.task.classes, path, key, "give the source that it was trained on")
+        copy_weights(self.network, self.trained)
 
     def begin_phase(self, phase):
         """Before the first step after source training, fill the frozen source network.

@@ -100,7 +100,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         log.info("%s after step %d; continue with --resume true", stop, this.step)
         return stop.status
     if this.accuracies is None:
-        this.evaluate(cell.phases[-1], metrics)
+        this.evaluate([phase for phase in cell.phases if phase.steps][-1], metrics)
     log.info("weights after step %d: %s", this.step, _digest(cell.whole))
     if not device.is_main:
         return 0
