@@ -235,9 +235,15 @@ def test_refusals_of_adapted_statistics(place):
     keys = {"adapt_batch_norm": True, "bottleneck": 8, "target_dataset_name": ""}
     fails(lambda: build(tiny_config("supervised", **keys), place), "does not see the target")
     fails(lambda: build(tiny_config("shot", adapt_batch_norm=True), place), "adapt_batch_norm", "shot")
+    keys = {"adapt_batch_norm": True, "n_epoch": 0}
+    fails(lambda: build(tiny_config("dann", **keys), place), "does not see the target in any step")
     cell = build(tiny_config("mcc", network="dann", batch_norm="frozen", bottleneck=0), place)
     kept = batch_norms(cell.network.backbone)
     assert kept and cell.adapted.norms == batch_norms(cell.network.head)
+
+
+def test_adamatch_has_no_statistics_by_domain(place):
+    fails(lambda: build(tiny_config("adamatch", batch_norm="per_domain"), place), "per_domain", "adamatch")
 
 
 def test_shot_takes_network_and_classes_from_the_checkpoint(place):

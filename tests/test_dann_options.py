@@ -347,6 +347,18 @@ def test_student_starts_as_the_network_and_the_teacher_follows_it(place, changes
         np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_the_student_s_backbone_has_its_share_of_the_rate(place, factor):
+    cell = build(tiny_config("dann", **OPTIONS, backbone_lr_factor=factor, bottleneck=4), place)
+    (*_, (_, scalars)) = train(cell, BEGIN, BEGIN + 1)
+    optimizers = cell.updates["refine"].optimizers
+    rates = {name: float(optimizer.learning_rate) for name, optimizer in optimizers.items()}
+    wanted = {"student": 1.0} if factor == 1 else {"student_backbone": factor, "student": 1.0}
+    assert rates == pytest.approx({name: share * scalars["lr"] for name, share in wanted.items()})
+    trained = [p.name for optimizer in optimizers.values() for p in optimizer.parameters]
+    assert trained == [p.name for p in cell.student.trainable_params()]
+
+
 def test_teacher_gathers_the_statistics_of_the_target_alone(place):
     """Its running mean after a step is its own mix of what it was and of the target batch as it is."""
     settings = tiny_config("dann", **OPTIONS, input_norm="none")

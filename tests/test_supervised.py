@@ -7,7 +7,7 @@ import types
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import build, tiny_config, train, values
+from helpers import build, fails, tiny_config, train, values
 from mindspore import nn, ops
 
 from model_utils import checkpoint
@@ -184,6 +184,13 @@ def test_published_schedule_at_its_corners():
     assert rates[775] == pytest.approx(0.050005)
     assert 1e-5 < rates[-1] < 1.02e-5
     assert warmup_and_decay("one_cycle", 30, 101, 50, 9, 0.1, 9) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("method", ["supervised", "deepall", "hardnet"])
+def test_a_schedule_of_other_methods_is_refused(place, method):
+    build(tiny_config(method, lr_schedule="constant"), place)  # as in stored recipes, which name every key
+    parts = "lr_schedule", method, "lr_decay_mode"
+    fails(lambda: build(tiny_config(method, lr_schedule="one_cycle"), place), *parts)
 
 
 def test_a_warm_up_longer_than_the_run_never_reaches_its_end():
