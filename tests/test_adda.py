@@ -238,6 +238,22 @@ def test_the_frozen_source_network_keeps_its_batch_statistics(new_cell, level):
     assert all(not np.array_equal(before, after) for before, after in zip(learned, moved, strict=True))
 
 
+def test_every_rank_freezes_the_statistics_of_rank_0(place, monkeypatch):
+    """They are each rank's own until then, and a resumed run has those of rank 0."""
+    cell = build(tiny_config("adda", network="dann"), place)
+    means = {id(value): ms.Tensor(np.full(value.shape, 7, np.float32)) for value in statistics(cell.network)}
+
+    def received(cells, device, statistics_only=False):
+        assert statistics_only
+        for parameter in (p for one in cells for p in one.get_parameters() if id(p) in means):
+            ops.assign(parameter, means[id(parameter)])
+
+    monkeypatch.setattr("src.train_cells.adda.broadcast_parameters", received)
+    cell.start_phase(cell.phases[1])
+    frozen = statistics(cell.parts["source_network"])
+    assert len(frozen) == len(means) > 0 and all((value.asnumpy() == 7).all() for value in frozen)
+
+
 def test_with_averaged_weights_adaptation_starts_at_the_average(new_cell, tmp_path):
     cell = new_cell(ema_decay=0.9)
     train_steps(cell, 0, 4)

@@ -359,6 +359,16 @@ def test_the_student_s_backbone_has_its_share_of_the_rate(place, factor):
     assert trained == [p.name for p in cell.student.trainable_params()]
 
 
+def test_every_rank_ends_a_step_with_the_thresholds_of_rank_0(place, monkeypatch):
+    shared = []
+    monkeypatch.setattr(
+        "src.train_cells.dann.broadcast_parameters", lambda cells, device: shared.extend(cells)
+    )
+    cell = build(tiny_config("dann", **OPTIONS), place)
+    train(cell, BEGIN, BEGIN + 2)
+    assert shared == [cell.parts["thresholds"]] * 2
+
+
 def test_teacher_gathers_the_statistics_of_the_target_alone(place):
     """Its running mean after a step is its own mix of what it was and of the target batch as it is."""
     settings = tiny_config("dann", **OPTIONS, input_norm="none")

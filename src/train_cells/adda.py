@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import ops
 
 from model_utils import checkpoint, noise
-from model_utils.device import jit
+from model_utils.device import broadcast_parameters, jit
 from model_utils.errors import UserError
 from model_utils.key import Alias, Key
 from src.data import augment
@@ -166,6 +166,8 @@ class Method(trainer.Trainer):
             self.trained.set_train(False)
         first = next((later for later in self.phases[1:] if later.steps), None)
         if phase is first and phase.step == 0:
+            # Each rank has gathered running statistics of its own, and what is frozen keeps them for good.
+            broadcast_parameters([self.network], self.device, statistics_only=True)
             copy_weights(self.network, self.parts["source_network"])
             copy_weights(self.network, self.trained)  # with ema_decay a network of its own
             log.info("source network copied and frozen; test accuracies up to here are of source only")

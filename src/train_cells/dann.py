@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils import noise
-from model_utils.device import jit
+from model_utils.device import broadcast_parameters, jit
 from model_utils.errors import UserError
 from model_utils.key import FALSE, TRUE, Alias, Key
 from src.data import augment
@@ -302,6 +302,9 @@ class Method(trainer.Trainer):
 
         total, scalars, more = self.run(self.updates["refine"], phase, batch, inputs)
         self.teaching.update(phase.step + STEPS_BEFORE)
+        if "thresholds" in self.parts:
+            # Each rank has moved them by its own images, and a checkpoint holds those of rank 0.
+            broadcast_parameters([self.parts["thresholds"]], self.device)
         names = ("class_loss", "pseudo_loss", "pseudo_share", "class_accuracy")
         return {"loss": total, **dict(zip(names, scalars, strict=True)), "lr": rate, **more}
 
