@@ -235,19 +235,25 @@ def class_names(meta, path):
     return tuple(names)
 
 
+def read_network(path):
+    """(file, {name: array} of the network, META) of a checkpoint, or of the newest one of a run's folder.
+
+    Raises UserError as `read` and `newest` do.
+    """
+    path = Path(paths.expanded(path, "checkpoint"))
+    path, values, meta = newest(path) if path.is_dir() else (path, *read(path))
+    return path, {name: value for name, value in values.items() if PREFIXED not in name}, meta
+
+
 def load_network(network, path):
     """Fill `network` from a training checkpoint, a network checkpoint, or the newest one of a run's folder.
 
-    Returns the file used. Raises UserError as `read` and `fill` do, and for values that are not finite.
+    Returns (file, META). Raises UserError as `read` and `fill` do, and for values that are not finite.
     """
-    path = Path(paths.expanded(path, "checkpoint"))
-    if path.is_dir():
-        path = newest(path)[0]
-    values, _ = read(path)
-    values = {name: value for name, value in values.items() if PREFIXED not in name}
+    path, values, meta = read_network(path)
     check_finite(values, path)
     fill({p.name: p for p in network.get_parameters()}, values, "network", f"checkpoint {path}")
-    return path
+    return path, meta
 
 
 def load_cell(cell, path, what):

@@ -42,7 +42,9 @@ def _mend(error):
     """One line about an error of the operating system that the user can mend; None for other errors."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full{where}: free some space or choose another --output_dir, then --resume"
+        return (
+            f"the disk is full{where}: free some space and start again (train.py with --resume true goes on)"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read{where}: choose a folder you own"
     if error.errno in OTHER_REFUSALS:

@@ -277,13 +277,14 @@ def broadcast_parameters(cells, device, statistics_only=False):
 def synchronise_batch_norm(cells, config, device):
     """With `sync_bn` and several processes: let all batch normalisation in `cells` use the joined batch.
 
-    Call it after the cells are built and before their first step. Returns the number of cells changed.
+    Call it after the cells are built and before their first step.
     """
     if not config.sync_bn or device.world == 1:
-        return 0
+        return
     from model_utils import sync_batch_norm
 
-    return sum(sync_batch_norm.convert(cell, device.world) for cell in cells)
+    for cell in cells:
+        sync_batch_norm.convert(cell, device.world)
 
 
 def jit(function, config):

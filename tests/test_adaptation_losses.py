@@ -19,12 +19,15 @@ from helpers import (
 )
 from mindspore import nn
 
+from model_utils import checkpoint
 from src.losses.adamatch import AdaMatchLoss
 from src.losses.confusion import class_confusion, information_loss
 from src.setup import settings as experiment
+from src.train_cells import find_method
 from src.train_cells.adamatch import ramp
 from src.train_cells.mcc import ConfusionLoss
 from src.train_cells.shot import TargetLoss, centroid_labels
+from src.training import run_folder
 from src.training.batch_norm import batch_norms
 
 
@@ -235,9 +238,15 @@ def test_refusals_of_adapted_statistics(place):
     keys = {"adapt_batch_norm": True, "bottleneck": 8, "target_dataset_name": ""}
     fails(lambda: build(tiny_config("supervised", **keys), place), "does not see the target")
     fails(lambda: build(tiny_config("shot", adapt_batch_norm=True), place), "adapt_batch_norm", "shot")
+    keys = {"adapt_batch_norm": True, "n_epoch": 0}
+    fails(lambda: build(tiny_config("dann", **keys), place), "does not see the target in any step")
     cell = build(tiny_config("mcc", network="dann", batch_norm="frozen", bottleneck=0), place)
     kept = batch_norms(cell.network.backbone)
     assert kept and cell.adapted.norms == batch_norms(cell.network.head)
+
+
+def test_adamatch_has_no_statistics_by_domain(place):
+    fails(lambda: build(tiny_config("adamatch", batch_norm="per_domain"), place), "per_domain", "adamatch")
 
 
 def test_shot_takes_network_and_classes_from_the_checkpoint(place):
@@ -252,6 +261,20 @@ def test_shot_takes_network_and_classes_from_the_checkpoint(place):
     assert experiment.load([*chosen, "--network=digits"]).network == "digits"
     cell = build(settings, place)
     assert cell.task.classes == tuple("0123456789") and list(cell.test_sets()) == ["target"]
+
+
+def test_shot_resumes_without_the_network_it_began_with(place, tmp_path):
+    made = make_data("shot", tuple("0123456789"), network="lenet", bottleneck=16)
+    chosen = options(method="shot", target_dataset_name="demo_photos", output_dir=tmp_path, **made)
+    began = experiment.load(chosen)
+    meta = {"step": 1, "seconds": 1.0, "trained": [1, 1.0], "oracle": {}, "config": began.as_dict()}
+    path = checkpoint.step_path(tmp_path, 1)
+    checkpoint.save_state({"network": nn.Dense(1, 1)}, {**meta, "classes": list("0123456789")}, path)
+    made["pretrained"].unlink()
+    fails(lambda: experiment.load(chosen), "does not exist")
+    resumed = experiment.load([*chosen, "--resume=true"])
+    run_folder.check_same_settings(meta["config"], resumed, path)
+    assert find_method("shot").known_classes(resumed) == tuple("0123456789")
 
 
 @pytest.mark.slow

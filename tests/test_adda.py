@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import ROOT, build, fails, open_task, test_sets, tiny_config
+from helpers import ROOT, build, build_network, fails, open_task, test_sets, tiny_config
 from helpers import train as train_steps
 from mindspore import ops
 from scipy.io import savemat
@@ -238,6 +238,22 @@ def test_the_frozen_source_network_keeps_its_batch_statistics(new_cell, level):
     assert all(not np.array_equal(before, after) for before, after in zip(learned, moved, strict=True))
 
 
+def test_every_rank_freezes_the_statistics_of_rank_0(place, monkeypatch):
+    """They are each rank's own until then, and a resumed run has those of rank 0."""
+    cell = build(tiny_config("adda", network="dann"), place)
+    means = {id(value): ms.Tensor(np.full(value.shape, 7, np.float32)) for value in statistics(cell.network)}
+
+    def received(cells, device, statistics_only=False):
+        assert statistics_only
+        for parameter in (p for one in cells for p in one.get_parameters() if id(p) in means):
+            ops.assign(parameter, means[id(parameter)])
+
+    monkeypatch.setattr("src.train_cells.adda.broadcast_parameters", received)
+    cell.start_phase(cell.phases[1])
+    frozen = statistics(cell.parts["source_network"])
+    assert len(frozen) == len(means) > 0 and all((value.asnumpy() == 7).all() for value in frozen)
+
+
 def test_with_averaged_weights_adaptation_starts_at_the_average(new_cell, tmp_path):
     cell = new_cell(ema_decay=0.9)
     train_steps(cell, 0, 4)
@@ -249,6 +265,13 @@ def test_with_averaged_weights_adaptation_starts_at_the_average(new_cell, tmp_pa
     assert begun.phases[0].steps == 0
     for part in (*parts(cell)[:2], cell.trained, begun.network, begun.trained):
         assert all(map(np.array_equal, values(part).values(), average))
+
+
+@pytest.mark.parametrize("names", ["1023456789", "abcdefghij"], ids=["another order", "others"])
+def test_a_source_network_of_other_classes_is_refused(new_cell, place, tmp_path, names):
+    network, path = build_network(tiny_config("adda"), place), tmp_path / "source.ckpt"
+    checkpoint.save_cell(network, path, {"classes": list(names)})
+    fails(lambda: new_cell(source_ckpt_file=path), "source_ckpt_file: ", path, "other classes")
 
 
 @pytest.mark.parametrize("phase, step", [(0, 0), (1, 1), (2, 0), (2, 3)])

@@ -288,7 +288,7 @@ def test_configuration_files_resolve(path):
 def test_configuration_files_set_nothing_that_their_method_refuses(path):
     settings = experiment.load([f"--config={path}"])
     method = find_method(settings.method)
-    refused = [*method.OWN_STEP, *(method.ON_IMAGES if settings.cache_features else ())]
+    refused = [*method.OWN_STEP, *method.INSTEAD, *(method.ON_IMAGES if settings.cache_features else ())]
     assert [n for n in refused if getattr(settings, n) != settings.keys[n].default] == []
 
 

@@ -105,6 +105,24 @@ def test_alternating_adversary_trains_every_part(place):
     assert [name for name in weights if np.array_equal(before[name], after[name])] == []
 
 
+@pytest.mark.parametrize("overflows", [(), ("discriminate",), ("discriminate", "adapt")], ids=str)
+def test_a_step_of_two_updates_counts_once(place, overflows):
+    keys = {"amp_level": "O2", "loss_scale_mode": "dynamic", "loss_scale": 8.0, "ema_decay": 0.9}
+    cell = build(tiny_config("dann", adversary="alternate", n_pretrain_epochs=0, **keys), place)
+    moves, zero = [], ms.Tensor(0.0)
+    cell.averages[0].update = moves.append
+    for name, count in (("discriminate", 1), ("adapt", 5)):
+        found = zero, (zero,) * count, zero, ms.Tensor(name not in overflows)
+        cell.updates[name].step = lambda parts, scale, found=found: found
+    phase = cell.phases[1]
+    cell.start_phase(phase)
+    scalars = cell.train_step(phase, phase.batch(0))
+    assert moves == ([] if overflows else [0])
+    assert scalars["skipped"] == bool(overflows) and scalars["scale"] == 8.0
+    scale, good = float(cell.loss_scale.scale), int(cell.loss_scale.good_steps)
+    assert (scale, good) == ((4.0, 0) if overflows else (8.0, 1))
+
+
 def test_alternating_discriminator_step_leaves_backbone_weights_alone(place):
     cell = build(tiny_config("dann", adversary="alternate", n_pretrain_epochs=0), place)
     phase = cell.phases[1]
@@ -205,6 +223,12 @@ def test_published_files_fill_the_network_they_came_from(place, tmp_path):
     assert {p.name for p in loaded.network.get_parameters()} == set(wanted)
     assert all(np.array_equal(p.asnumpy(), wanted[p.name]) for p in loaded.network.get_parameters())
     assert loaded.classes == 10  # all that these files say of the classes is their number
+    fails(lambda: trained.load_parts(settings.replace(bottleneck=8), Method), "bottleneck", "--ckpt_path")
+
+
+def test_no_published_files_of_a_network_with_a_bottleneck(place):
+    """Neither of the two would hold it."""
+    assert build(tiny_config("dann", bottleneck=8), place).published_files() == {}
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,28 @@ def test_student_starts_as_the_network_and_the_teacher_follows_it(place, changes
         np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_the_student_s_backbone_has_its_share_of_the_rate(place, factor):
+    cell = build(tiny_config("dann", **OPTIONS, backbone_lr_factor=factor, bottleneck=4), place)
+    (*_, (_, scalars)) = train(cell, BEGIN, BEGIN + 1)
+    optimizers = cell.updates["refine"].optimizers
+    rates = {name: float(optimizer.learning_rate) for name, optimizer in optimizers.items()}
+    wanted = {"student": 1.0} if factor == 1 else {"student_backbone": factor, "student": 1.0}
+    assert rates == pytest.approx({name: share * scalars["lr"] for name, share in wanted.items()})
+    trained = [p.name for optimizer in optimizers.values() for p in optimizer.parameters]
+    assert trained == [p.name for p in cell.student.trainable_params()]
+
+
+def test_every_rank_ends_a_step_with_the_thresholds_of_rank_0(place, monkeypatch):
+    shared = []
+    monkeypatch.setattr(
+        "src.train_cells.dann.broadcast_parameters", lambda cells, device: shared.extend(cells)
+    )
+    cell = build(tiny_config("dann", **OPTIONS), place)
+    train(cell, BEGIN, BEGIN + 2)
+    assert shared == [cell.parts["thresholds"]] * 2
+
+
 def test_teacher_gathers_the_statistics_of_the_target_alone(place):
     """Its running mean after a step is its own mix of what it was and of the target batch as it is."""
     settings = tiny_config("dann", **OPTIONS, input_norm="none")
@@ -399,6 +421,23 @@ def test_strong_view_belongs_to_the_step_and_the_teacher_sees_the_image_as_it_is
     assert not np.array_equal(weak, strong)
     np.testing.assert_array_equal(other_weak, phase.batch(1)["target"][0])
     assert not np.array_equal(other, strong)
+
+
+@pytest.mark.parametrize("network", ["digits", "hardnet39ds"])
+def test_augmentations_within_a_step_see_values_between_0_and_1(place, network):
+    keys = {"network": network, "image_size": 0 if network == "digits" else 32, "pretrained": "none"}
+    cell, seen = build(tiny_config("dann", n_refine_epochs=1, **keys), place), []
+    images = cell.phases[-1].batch(0)["target"][0]
+
+    def negative(images, rng):
+        seen.append(images)
+        return 1 - images
+
+    changed = cell.augmented(negative, images, None)
+    assert -1e-6 <= seen[0].min() < 0.2 and 0.8 < seen[0].max() <= 1 + 1e-6
+    mean = cell.preparation.normalise(np.full_like(images, 0.5))
+    np.testing.assert_allclose(changed, 2 * mean - images, atol=1e-5)
+    assert cell.augmented(None, images, None) is images
 
 
 def test_each_phase_is_compiled_once(whole):

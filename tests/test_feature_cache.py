@@ -196,6 +196,7 @@ def test_refusals(place, tmp_path, monkeypatch):
 
     fails(built(freeze_backbone="false"), "cache_features", "--freeze_backbone true")
     fails(built(method="adda", consistency_weight=1), "consistency_weight", "cache_features")
+    fails(built(method="dann", vat_weight=0.1), "vat_weight", "cache_features")
     cell = build(configured("supervised", tmp_path), place)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

@@ -130,9 +130,8 @@ def test_the_shares_of_an_evaluation_hold_every_image_once(count, batch_size, wo
     split, seen = numbered(count), []
     for rank in range(min(world, count)):
         part = ArrayTestLoader(Arrays([split], SMALL), split.labels, batch_size, rank, world)
-        batches = list(part)
-        assert part.total == count and len(part) == len(batches)
-        for images, labels in batches:
+        assert part.total == count
+        for images, labels in part:
             assert [n % 10 for n in numbers(images)] == labels.tolist()
             seen += numbers(images)
     assert sorted(seen) == list(range(count))
@@ -300,6 +299,15 @@ def test_to_network_is_the_definition():
     grey = prepared(channels=1, mean=(0.5,), std=(0.25,)).to_network(images)
     luma = np.round(images @ np.array([0.299, 0.587, 0.114]))
     np.testing.assert_allclose(grey[:, 0], (luma / 255 - 0.5) / 0.25, atol=2e-2)
+
+
+def test_original_undoes_normalise():
+    images = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    there = prepared().original(prepared().normalise(images))
+    np.testing.assert_allclose(there, images, atol=1e-6)
+    assert there.dtype == np.float32
+    plain = Preparation(4)
+    assert plain.original(images) is images and plain.normalise(images) is images
 
 
 # Files

@@ -278,6 +278,58 @@ def test_resuming_a_finished_run_evaluates_it_again(place, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["accuracy"] == {"source": pytest.approx(2 / 3)}
 
 
+def test_a_finished_run_is_evaluated_again_in_the_last_phase_that_has_steps(place, tmp_path):
+    for resume in (False, True):
+        assert go(Counter(phases=(("main", 2), ("never", 0))), place, tmp_path, resume=resume) == 0
+    assert "never" not in {row["phase"] for row in rows(tmp_path, "test")}
+
+
+def test_a_run_that_is_killed_before_its_predictions_are_saved_is_not_finished(place, tmp_path, monkeypatch):
+    """result.json marks a run as finished."""
+
+    class Killed:
+        measure = dict
+
+        def save(self, folder):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.probe, "for_run", lambda cell: Killed())
+    with pytest.raises(KeyboardInterrupt):
+        go(Counter(), place, tmp_path)
+    assert steps(tmp_path) and not (tmp_path / "result.json").exists()
+
+
+def test_what_only_one_rank_writes_is_written_together(tmp_path, monkeypatch):
+    """Otherwise the others would wait for a rank whose disk is full. config.yaml is whole or absent."""
+    inside, seen = [False], []
+
+    class Watched(Device):
+        @contextlib.contextmanager
+        def together(self):
+            inside[0] = True
+            yield
+            inside[0] = False
+
+    class Metrics(run_log.Metrics):
+        def __init__(self, *arguments, **keys):
+            seen.append(("metrics", inside[0]))
+            super().__init__(*arguments, **keys)
+
+    def half(self, path):
+        seen.append(("configuration", inside[0]))
+        Path(path).write_text("lr: ")
+        raise OSError("full")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(run_log, "Metrics", Metrics)
+        assert go(Counter(), Watched("CPU"), tmp_path / "good") == 0
+        changed.setattr("model_utils.config.Config.write", half)
+        with pytest.raises(OSError, match="full"):
+            go(Counter(), Watched("CPU"), tmp_path / "full")
+    assert seen == [("metrics", True), ("configuration", True)]
+    assert not list((tmp_path / "full").glob("*.yaml")) and not list((tmp_path / "full").glob(".config*"))
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_non_finite_loss_stops_with_phase_step_and_last_good_checkpoint(place, tmp_path, loss):
     with pytest.raises(UserError) as caught:

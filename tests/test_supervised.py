@@ -7,12 +7,12 @@ import types
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import graphs, tiny_config, train, values
+from helpers import build, fails, graphs, tiny_config, train, values
 from mindspore import nn, ops
 
 from model_utils import checkpoint
 from src import networks
-from src.evaluation.evaluate import Evaluator
+from src.evaluation.evaluate import Evaluator, evaluating
 from src.losses import classification as losses
 from src.networks.heads import Classifier, LinearHead
 from src.train_cells import find_method
@@ -184,6 +184,13 @@ def test_published_schedule_at_its_corners():
     assert rates[775] == pytest.approx(0.050005)
     assert 1e-5 < rates[-1] < 1.02e-5
     assert warmup_and_decay("one_cycle", 30, 101, 50, 9, 0.1, 9) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("method", ["supervised", "deepall", "hardnet"])
+def test_a_schedule_of_other_methods_is_refused(place, method):
+    build(tiny_config(method, lr_schedule="constant"), place)  # as in stored recipes, which name every key
+    parts = "lr_schedule", method, "lr_decay_mode"
+    fails(lambda: build(tiny_config(method, lr_schedule="one_cycle"), place), *parts)
 
 
 def test_a_warm_up_longer_than_the_run_never_reaches_its_end():
@@ -384,6 +391,16 @@ def test_a_frozen_backbone_stays_to_the_last_statistic(make):
     weights = {p.name for p in cell.network.get_parameters()}
     assert moved & weights == {"classifier.weight", "classifier.bias"}
     assert {p.name for p in cell.updates["train"].optimizers["network"].parameters} == moved & weights
+
+
+def test_an_evaluation_leaves_every_cell_in_its_own_mode(place):
+    cell = build(tiny_config("supervised", freeze_backbone=True, bottleneck=4), place)
+    cell.start_phase(cell.phases[0])
+    modes = {name: inner.training for name, inner in cell.network.cells_and_names()}
+    assert modes["neck.norm"] and not modes["backbone"]
+    with evaluating(cell.network, cell.network.neck):
+        assert not any(inner.training for _, inner in cell.network.cells_and_names())
+    assert modes == {name: inner.training for name, inner in cell.network.cells_and_names()}
 
 
 # Mixed precision.

@@ -243,9 +243,6 @@ class TestLoader:
     def total(self):
         return self.count
 
-    def __len__(self):
-        return -(-len(self.indices) // self.batch_size)
-
     def __iter__(self):
         yield from self._batches(self.indices)
 

@@ -35,12 +35,24 @@ class Preparation:
 
     def normalise(self, images):
         """float32 (N, C, H, W) in [0, 1] -> (value - mean) / std; the same array if that changes nothing."""
-        if not any(self.mean[: self.channels]) and set(self.std[: self.channels]) == {1.0}:
+        if self._keeps_values():
             return images
-        mean, std = (
-            np.array(part[: self.channels], np.float32)[:, None, None] for part in (self.mean, self.std)
-        )
+        mean, std = self._columns()
         return (images - mean) / std
+
+    def original(self, images):
+        """What `normalise` was given, up to rounding; the same array if that changes nothing."""
+        if self._keeps_values():
+            return images
+        mean, std = self._columns()
+        return images * std + mean
+
+    def _keeps_values(self):
+        return not any(self.mean[: self.channels]) and set(self.std[: self.channels]) == {1.0}
+
+    def _columns(self):
+        """Mean and deviation, float32 (channels, 1, 1) each."""
+        return [np.array(part[: self.channels], np.float32)[:, None, None] for part in (self.mean, self.std)]
 
     def to_network(self, images):
         """uint8 (N, S, S, 3) RGB, or (N, S, S) grey -> what the network gets, float32 (N, channels, S, S)."""

@@ -237,10 +237,6 @@ class Task:
         part = _with_labels(part, np.full(_count(part), -1, np.int32))
         return self._test_loader("target", part, preparation, batch_size, "blind")
 
-    def close(self):
-        """Stop the threads that read."""
-        self._workers.close()
-
     def _target(self):
         if self.form.target is None:
             raise UserError(

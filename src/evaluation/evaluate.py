@@ -13,14 +13,17 @@ TOP = 5
 
 @contextlib.contextmanager
 def evaluating(*cells):
-    """Within the block the cells are in evaluation mode; then each is as it was."""
-    before = [cell.training for cell in cells]
+    """Within the block the cells are in evaluation mode; then they, and all cells inside them, are as before.
+
+    Parts of a network that is trained may be in evaluation mode: see `Trainer.freeze_statistics`.
+    """
+    before = [(inner, inner.training) for cell in cells for _, inner in cell.cells_and_names()]
     for cell in cells:
         cell.set_train(False)
     try:
         yield
     finally:
-        for cell, training in zip(cells, before, strict=True):
+        for cell, training in before:  # set_train reaches what is inside, so the order is from outside in
             cell.set_train(training)
 
 

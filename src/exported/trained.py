@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from model_utils import checkpoint, paths
+from model_utils import checkpoint
 from model_utils.errors import UserError
 from src import networks
 
@@ -39,9 +39,7 @@ def load(settings, path):
     Raises:
         UserError: as `checkpoint.read` and `checkpoint.fill` do, and for values that are not finite.
     """
-    path = Path(paths.expanded(path, "checkpoint"))
-    path, values, meta = checkpoint.newest(path) if path.is_dir() else (path, *checkpoint.read(path))
-    values = {name: value for name, value in values.items() if checkpoint.PREFIXED not in name}
+    path, values, meta = checkpoint.read_network(path)
     checkpoint.check_finite(values, path)
     network = networks.build(settings, networks.class_count(settings, values))
     parameters = {p.name: p for p in network.get_parameters()}
@@ -88,6 +86,11 @@ def load_parts(settings, method):
     if not any(getattr(settings, key) for key in method.PUBLISHED_PARTS):
         return None
     network = networks.build(settings, settings.num_classes or networks.DIGITS)
+    if network.neck is not None:
+        raise UserError(
+            f"bottleneck: {' and '.join(method.PUBLISHED_PARTS)} hold none; give --ckpt_path the run's "
+            "folder or its network.ckpt, or leave bottleneck out"
+        )
     parts = method.published_parts(network, settings)
     given = {key: (part, path) for key, (part, path) in parts.items() if path}
     if settings.ckpt_path:

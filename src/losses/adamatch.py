@@ -3,6 +3,7 @@
 import mindspore as ms
 from mindspore import nn, ops
 
+from src.losses.adversarial import first_rows
 from src.losses.classification import accuracy, cross_entropy
 from src.losses.consistency import weighted_soft_loss
 
@@ -52,10 +53,7 @@ class AdaMatchLoss(nn.Cell):
     def construct(self, images, labels, mixing, weight, *masks):
         half = labels.shape[0]
         joint = ops.cast(self.network(images, *masks), ms.float32)
-        of_source = ()
-        for mask in masks:
-            of_source += (mask[: 2 * half],)
-        alone = ops.cast(self.network(images[: 2 * half], *of_source), ms.float32)
+        alone = ops.cast(self.network(images[: 2 * half], *first_rows(masks, 2 * half)), ms.float32)
         source = mixing * joint[: 2 * half] + (1.0 - mixing) * alone
         weak, strong = source[:half], source[half:]
         class_loss = cross_entropy(weak, labels) + cross_entropy(strong, labels)

@@ -49,9 +49,9 @@ class VirtualAdversary:
     running ones see the moved images as well.
 
     Args:
-        network: nn.Cell, images (N, C, H, W) in [0, 1] -> logits (N, K).
+        network: nn.Cell, images (N, C, H, W), prepared for it -> logits (N, K).
         weights: ParameterTuple that the gradients are for.
-        radius: the Euclidean length of a move, in units of intensity, > 0.
+        radius: the Euclidean length of a move, in units of the prepared images, > 0.
         probe: length of the first, random move whose gradient gives the direction.
     """
 

@@ -6,7 +6,7 @@ from mindspore import nn, ops
 
 from model_utils import noise
 
-DEFAULT, GLOROT, GLOROT_BIASES = CHOICES = ("default", "glorot", "glorot_biases")
+DEFAULT, _, GLOROT_BIASES = CHOICES = ("default", "glorot", "glorot_biases")
 
 
 def draw(cell, config):

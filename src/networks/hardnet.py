@@ -79,13 +79,6 @@ VARIANTS = {
 }
 
 
-def find_variant(name):
-    """The table's row; UserError that lists the names if there is none of this name."""
-    if name not in VARIANTS:
-        raise UserError(f"variant: HarDNet {name!r} does not exist; choose one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
-
-
 def infer_variant(values, path):
     """The variant that an archive's first layers belong to."""
     stem = values.get("base.0.conv.weight")
@@ -198,7 +191,7 @@ class Backbone(nn.Cell):
 
     def __init__(self, variant, size=224, twice=False):
         super().__init__()
-        row = find_variant(variant)
+        row = VARIANTS[variant]
         cells = [conv_layer(3, row.stem[0], 3, stride=2)]
         cells.append(conv_layer(*row.stem, 1 if row.separable else 3))
         cells.append(depthwise_layer(row.stem[1], stride=2) if row.separable else PaddedMaxPool(twice))

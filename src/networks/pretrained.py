@@ -58,8 +58,7 @@ def load_initial(network, config, classes=None):
 
 def _of_checkpoint(path):
     """({name: array} of the network, which file it was, class names or None) of a file or run folder."""
-    path, values, meta = checkpoint.newest(path) if path.is_dir() else (path, *checkpoint.read(path))
-    values = {n: v for n, v in values.items() if checkpoint.PREFIXED not in n}
+    path, values, meta = checkpoint.read_network(path)
     return values, f"checkpoint {path}", checkpoint.class_names(meta, path)
 
 

@@ -70,7 +70,7 @@ def load(argv, program="train.py", checkpoint_key=None, stored=None):
         earlier_names.check_owner(given, base["method"])
     method = str(chosen[0] if chosen else base["method"])
     if program == "train.py" and find_method(method).GOES_ON_WITH:
-        stored = _network_to_go_on_with(given, overlay, find_method(method).GOES_ON_WITH)
+        stored = _network_to_go_on_with(given, overlay, base, find_method(method).GOES_ON_WITH)
     places = ("stored with the checkpoint", str(overlay_path), "command line")
     layers = [
         (_own_names(layer, method, where, program), where)
@@ -113,6 +113,11 @@ def known_names(given):
     return {*schema(method, network), *aliases(method), *earlier_names.gone(method, own)}
 
 
+def _output_folder(given, overlay, base):
+    """The output_dir of a command as its configuration will have it."""
+    return COMMON["output_dir"].parse("output_dir", _output_dir(given, overlay, base), "configuration")
+
+
 def _output_dir(given, overlay, base):
     """The output_dir of a command, under whichever of its names it was given."""
     for layer in (given, overlay, base):
@@ -137,8 +142,7 @@ def _stored(given, overlay, base, checkpoint_key):
     path = given.get(checkpoint_key) or overlay.get(checkpoint_key)
     parts = any(name.endswith("_ckpt_file") for name in (*given, *overlay))
     if not path and not parts:
-        folder = COMMON["output_dir"].parse("output_dir", _output_dir(given, overlay, base), "configuration")
-        path = checkpoint.of_run(folder)
+        path = checkpoint.of_run(_output_folder(given, overlay, base))
         return _recipe(given, overlay, checkpoint_key, str(path)) if path else {}
     if not path or not isinstance(path, str):
         return {}
@@ -156,12 +160,17 @@ def _recipe(given, overlay, checkpoint_key, path):
     return {name: value for name, value in stored.items() if name in kept or name not in COMMON}
 
 
-def _network_to_go_on_with(given, overlay, key):
+def _network_to_go_on_with(given, overlay, base, key):
     """The keys that describe a network, and how its images are prepared, as stored with a checkpoint.
 
-    key: the configuration key that names it; {} if it is not given, or is not a checkpoint of ours.
+    key: the configuration key that names it; {} if it is not given, or is not a checkpoint of ours. A run
+        that is resumed goes on with its own newest one.
     """
     path = given.get(key, overlay.get(key))
+    resume = next((part["resume"] for part in (given, overlay, base) if "resume" in part), False)
+    if COMMON["resume"].parse("resume", resume, "configuration"):
+        folder = _output_folder(given, overlay, base)
+        path = folder if checkpoint.listed(folder) else path
     if not isinstance(path, str) or path.lower() in ("", "auto", "none"):
         return {}
     stored = checkpoint.stored_config(path)

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils import noise
+from model_utils.errors import UserError
 from model_utils.key import Key
 from src.data import augment
 from src.losses.adamatch import AdaMatchLoss
@@ -57,6 +58,10 @@ class Method(trainer.Trainer):
     def plan(self):
         """One phase, counted in steps."""
         config, task = self.config, self.task
+        if config.batch_norm == "per_domain":
+            raise UserError(
+                "batch_norm: per_domain is not defined for method adamatch; choose joint or frozen"
+            )
         options = {"strong": config.strong_augment}
         loaders = task.labelled(self.preparation, self.loaded_batch, **options)
         loaders |= task.unlabelled(self.preparation, self.loaded_batch * config.target_ratio, **options)

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import ops
 
 from model_utils import checkpoint, noise
-from model_utils.device import jit
+from model_utils.device import broadcast_parameters, jit
 from model_utils.errors import UserError
 from model_utils.key import Alias, Key
 from src.data import augment
@@ -29,6 +29,7 @@ from src.training import trainer
 from src.training.batch_norm import has_batch_norm
 from src.training.contract import Phase
 from src.training.optim import copy_weights
+from src.training.run_folder import check_same_classes
 from src.training.schedules import reversal_strength
 
 log = logging.getLogger("run")
@@ -120,8 +121,7 @@ class Method(trainer.Trainer):
         """Frozen source network, discriminator, and three optimizers: new ones for adaptation."""
         config, network = self.config, self.trained
         if config.source_ckpt_file and not config.resume:
-            checkpoint.load_network(self.whole, config.source_ckpt_file)
-            copy_weights(self.network, self.trained)
+            self._load_source()
         frozen = self.add_part("source_network", self.new_network())
         for weight in frozen.get_parameters():
             weight.requires_grad = False
@@ -148,6 +148,14 @@ class Method(trainer.Trainer):
         self.add_update(ADAPT, loss, {**adapt, **of_discriminator})
         self._evaluate = jit(self._validation_logits, config)
 
+    def _load_source(self):
+        """The network of `source_ckpt_file`, whose classes must be those of the data."""
+        key = "source_ckpt_file"
+        path, meta = checkpoint.load_network(self.whole, self.config.source_ckpt_file)
+        names = checkpoint.class_names(meta, path)
+        check_same_classes(names, self.task.classes, path, key, "give the source that it was trained on")
+        copy_weights(self.network, self.trained)
+
     def begin_phase(self, phase):
         """Before the first step after source training, fill the frozen source network.
 
@@ -158,6 +166,8 @@ class Method(trainer.Trainer):
             self.trained.set_train(False)
         first = next((later for later in self.phases[1:] if later.steps), None)
         if phase is first and phase.step == 0:
+            # Each rank has gathered running statistics of its own, and what is frozen keeps them for good.
+            broadcast_parameters([self.network], self.device, statistics_only=True)
             copy_weights(self.network, self.parts["source_network"])
             copy_weights(self.network, self.trained)  # with ema_decay a network of its own
             log.info("source network copied and frozen; test accuracies up to here are of source only")
@@ -199,7 +209,8 @@ class Method(trainer.Trainer):
             strong = target = ms.Tensor.from_numpy(images)
             if config.consistency_weight > 0:
                 rng = noise.generator(config.seed, "consistency", *self.counters(phase, number))
-                strong = ms.Tensor.from_numpy(augment.build(config.consistency_augment)(images, rng))
+                function = augment.build(config.consistency_augment)
+                strong = ms.Tensor.from_numpy(self.augmented(function, images, rng))
             return [source, labels, target, strong, self.domains, weights]
 
         return inputs

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 
 from model_utils import noise
-from model_utils.device import jit
+from model_utils.device import broadcast_parameters, jit
 from model_utils.errors import UserError
 from model_utils.key import FALSE, TRUE, Alias, Key
 from src.data import augment
@@ -102,7 +102,7 @@ class Method(trainer.Trainer):
             "", "eval.py: checkpoint of the classifier (best_class_classifier.ckpt)", path=True
         ),
     }
-    ON_IMAGES = ("strong_augment",)
+    ON_IMAGES = ("strong_augment", "vat_weight")
     ALIASES = {
         "joint_batch": Alias(
             "batch_norm",
@@ -194,9 +194,6 @@ class Method(trainer.Trainer):
             self.parts["thresholds"] = thresholds
         copy_weights(self.network, student)
         self.teaching = Average(Trainable(student), Trainable(self.network), config.teacher_decay, config)
-        optimizer = self.new_optimizer(
-            "student", ms.ParameterTuple(student.trainable_params()), config.lr_refine
-        )
         loss = StudentLoss(
             student,
             self.network,
@@ -205,7 +202,7 @@ class Method(trainer.Trainer):
             config.pseudo_threshold,
             thresholds,
         )
-        self.add_update("refine", loss, {"student": optimizer})
+        self.add_update("refine", loss, self.network_optimizers("student", config.lr_refine, student))
 
     def begin_phase(self, phase):
         """The network of adversarial training becomes the teacher; the student starts as its copy."""
@@ -273,7 +270,8 @@ class Method(trainer.Trainer):
             return [images, labels, self.domains, reverse, entropy, *masks, *probe]
 
         if not self.reversal:
-            discriminator = self.run(self.updates["discriminate"], phase, batch, of_discriminator)
+            update = self.updates["discriminate"]
+            discriminator = self.run(update, phase, batch, of_discriminator, goes_on=True)
         total, scalars, more = self.run(self.updates["adapt"], phase, batch, of_generator)
         if not self.reversal:
             scalars = (scalars[0], discriminator[0], *scalars[2:4], *discriminator[1], *scalars[5:])
@@ -292,18 +290,21 @@ class Method(trainer.Trainer):
 
     def _refine_step(self, phase, batch):
         rate = self.config.lr_refine * self.factor(phase)
-        set_learning_rate(self.updates["refine"].optimizers["student"], rate)
+        self.set_learning_rates(self.updates["refine"], rate)
 
         def inputs(part, number):
             (source, labels), (seen, _) = part["source"], part["target"]
-            target, counters = seen, self.counters(phase, number)
-            if self.strong is not None:
-                target = self.strong(seen, noise.generator(self.config.seed, "strong", *counters))
+            counters = self.counters(phase, number)
+            rng = noise.generator(self.config.seed, "strong", *counters)
+            target = self.augmented(self.strong, seen, rng)
             tensors = [ms.Tensor.from_numpy(array) for array in (source, labels, target, seen)]
             return [*tensors, *self.masks(2 * len(labels), "dropout refine", *counters, network=self.student)]
 
         total, scalars, more = self.run(self.updates["refine"], phase, batch, inputs)
         self.teaching.update(phase.step + STEPS_BEFORE)
+        if "thresholds" in self.parts:
+            # Each rank has moved them by its own images, and a checkpoint holds those of rank 0.
+            broadcast_parameters([self.parts["thresholds"]], self.device)
         names = ("class_loss", "pseudo_loss", "pseudo_share", "class_accuracy")
         return {"loss": total, **dict(zip(names, scalars, strict=True)), "lr": rate, **more}
 
@@ -323,7 +324,9 @@ class Method(trainer.Trainer):
             )
 
     def published_files(self):
-        """The two files that earlier users of this model know."""
+        """The two files that earlier users of this model know; none where a bottleneck would be missing."""
+        if self.whole.neck is not None:
+            return {}
         return {
             "best_backbone_t.ckpt": self.whole.backbone,
             "best_class_classifier.ckpt": self.whole.head,

@@ -99,6 +99,8 @@ class Method(trainer.Trainer):
     def known_classes(config):
         """The names of the classes, out of the checkpoint that training goes on with.
 
+        In a run that is resumed that is its own newest one: what it began with may be gone.
+
         Raises:
             UserError: it is not given, can't be read, or does not name its classes.
         """
@@ -107,6 +109,8 @@ class Method(trainer.Trainer):
             raise UserError(
                 "pretrained: method shot goes on with a trained network; give its run folder or checkpoint"
             )
+        if config.resume and checkpoint.listed(config.output_dir):
+            path = config.output_dir
         names = checkpoint.class_names(checkpoint.stored_meta(path), path)
         if names is None:
             raise UserError(

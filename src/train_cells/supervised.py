@@ -51,6 +51,7 @@ class Method(trainer.Trainer):
     """Supervised training, counted in epochs or in iterations."""
 
     COUNTS_TOP5 = True
+    INSTEAD = {"lr_schedule": "lr_decay_mode"}
     DEFAULTS = {"network": "hardnet39ds", "optimizer": "momentum", "weight_decay": 6e-5}
     KEYS = {
         "batch_size": Key(

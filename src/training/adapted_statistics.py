@@ -6,6 +6,7 @@ from mindspore import ops
 
 from model_utils.device import jit
 from model_utils.errors import UserError
+from src.evaluation.evaluate import evaluating
 from src.training.batch_norm import batch_norms
 
 BATCH, IMAGES = 64, 2048
@@ -57,20 +58,17 @@ class AdaptedStatistics:
         images, _ = self.loader.sample(IMAGES, self.seed)
         size = min(BATCH, len(images))
         sums = [[] for _ in self.norms]
-        before = [(cell, cell.training) for _, cell in self.network.cells_and_names()]
-        self.network.set_train(False)
-        for norm in self.norms:
-            norm.set_train(True)
-        for start in range(0, len(images) - size + 1, size):
-            for found, statistics in zip(sums, self._of_batch(images[start : start + size]), strict=True):
-                found.append(statistics)
+        with evaluating(self.network):
+            for norm in self.norms:
+                norm.set_train(True)
+            for start in range(0, len(images) - size + 1, size):
+                for found, statistics in zip(sums, self._of_batch(images[start : start + size]), strict=True):
+                    found.append(statistics)
         for norm, found in zip(self.norms, sums, strict=True):
             means, variances = (np.stack(column) for column in zip(*found, strict=True))
             ops.assign(norm.moving_mean, ms.Tensor(means.mean(0).astype(np.float32)))
             total = variances.mean(0) + means.var(0)
             ops.assign(norm.moving_variance, ms.Tensor(total.astype(np.float32)))
-        for cell, training in before:
-            cell.set_train(training)
 
     def _of_batch(self, images):
         """[(mean, variance) float64 (C,)] of one batch, for each normalisation.

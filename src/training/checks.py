@@ -17,6 +17,11 @@ def refuse_keys(trainer):
                 f"{name}: method {config.method} has a step of its own, to which this does not "
                 "apply; leave it out"
             )
+    for name, own in trainer.INSTEAD.items():
+        if getattr(config, name) != config.keys[name].default:
+            raise UserError(
+                f"{name}: does not apply to method {config.method}, which has {own}; set that one"
+            )
     for name in trainer.ON_IMAGES if config.cache_features else ():
         if getattr(config, name) != config.keys[name].default:
             raise UserError(

@@ -43,6 +43,7 @@ class Contract:
     PUBLISHED_PARTS = {}  # {configuration key of a part's checkpoint: name that earlier releases gave it}
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
+    INSTEAD = {}  # {key of every method that does not apply to this one: the method's own in its place}
     GOES_ON_WITH = None  # key of a checkpoint whose network, with its preparation, training goes on with
     SEES_TARGET = True  # whether unlabelled target images may be looked at
     ON_IMAGES = ()  # keys of this method that change images within a step: not with cache_features

@@ -75,16 +75,16 @@ def check_same_settings(before, config, path):
         raise UserError(f"resume: {path} was trained with other settings ({pairs}); give the same ones")
 
 
-def check_same_classes(before, classes, path):
+def check_same_classes(before, classes, path, key="resume", mend="give the data that the run began with"):
     """UserError if checkpoint `path` was trained on other classes, or on the same ones in another order.
 
     before: the names stored in it, in the order of the logits; None in a checkpoint of an earlier release.
+    key: the one that asks for the checkpoint. mend: what to do about other classes.
     """
     if before is None:
         log.warning("warning: %s does not name its classes: only their number is checked", path)
     elif list(before) != list(classes):
         different = compared(classes, before) or f"their order: {', '.join(map(str, before))}"
         raise OtherClasses(
-            f"resume: {path} was trained on other classes than the data have ({different}); give the data "
-            "that the run began with"
+            f"{key}: {path} was trained on other classes than the data have ({different}); {mend}"
         )

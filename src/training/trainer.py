@@ -71,15 +71,17 @@ class Trainer(Contract):
         self.cache = self._feature_cache()
         checks.check_batch(self)
         self.dynamic = config.amp_level != "O0" and config.loss_scale_mode == "dynamic"
+        self.all_finite = True  # whether the gradients of the step's updates have been so far
         self.loss_scale = precision.LossScale(config.loss_scale if config.amp_level != "O0" else 1.0)
         self.trained = self._trained_network()
         self.evaluator = Evaluator(self.network, config, device, self.COUNTS_TOP5)
         self.prepare()
         self.adapted = None
         if config.adapt_batch_norm:
-            if not any("target" in phase.loaders for phase in self.phases):
+            if not any(phase.steps and "target" in phase.loaders for phase in self.phases):
                 raise UserError(
-                    f"adapt_batch_norm: method {config.method} does not see the target; leave it out"
+                    f"adapt_batch_norm: method {config.method} does not see the target in any step; leave "
+                    "it out"
                 )
             loader = self.seen(task.blind_target(self.preparation, ADAPTED_BATCH))
             self.adapted = AdaptedStatistics(self.network, loader, config)
@@ -176,11 +178,25 @@ class Trainer(Contract):
         """
         return self.cache.loader(loader) if self.cache else loader
 
-    def weights(self, *names):
-        """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name."""
-        own = {"backbone": [self.trained.backbone], "head": [self.trained.head]}
-        if self.trained.neck is not None:
-            own["head"].insert(0, self.trained.neck)
+    def augmented(self, function, images, rng):
+        """Images as the network gets them, after `function`, an augmentation of values in [0, 1].
+
+        function: of src/data/augment.py; None changes nothing.
+        """
+        if function is None:
+            return images
+        prepared = self.network.preparation
+        return prepared.normalise(function(prepared.original(images), rng))
+
+    def weights(self, *names, network=None):
+        """ParameterTuple of what is trained of "backbone", "head" (with the bottleneck), or parts by name.
+
+        network: whose backbone and head; `trained` if not given.
+        """
+        network = self.trained if network is None else network
+        own = {"backbone": [network.backbone], "head": [network.head]}
+        if network.neck is not None:
+            own["head"].insert(0, network.neck)
         cells = [cell for name in names for cell in (own.get(name) or [self.parts[name]])]
         return ms.ParameterTuple([p for cell in cells for p in cell.trainable_params()])
 
@@ -201,15 +217,19 @@ class Trainer(Contract):
         """An optimizer as configured; None if nothing is trained. changes: beta1, weight_decay."""
         return optim.build(self.config, name, weights, rate, **changes)
 
-    def network_optimizers(self, name, rate, **changes):
-        """{name: optimizer} of the whole network, or with another rate for the backbone one of each part."""
+    def network_optimizers(self, name, rate, network=None, **changes):
+        """{name: optimizer} of the whole network, or with another rate for the backbone one of each part.
+
+        network: `trained` if not given. changes: of `new_optimizer`.
+        """
+        network = self.trained if network is None else network
         if self.config.backbone_lr_factor == 1.0:
-            weights = ms.ParameterTuple(self.trained.trainable_params())
+            weights = ms.ParameterTuple(network.trainable_params())
             return {name: self.new_optimizer(name, weights, rate, **changes)}
         backbone = f"{name}{OF_BACKBONE}"
         return {
-            backbone: self.new_optimizer(backbone, self.weights("backbone"), rate, **changes),
-            name: self.new_optimizer(name, self.weights("head"), rate, **changes),
+            part: self.new_optimizer(part, self.weights(of, network=network), rate, **changes)
+            for part, of in ((backbone, "backbone"), (name, "head"))
         }
 
     def set_learning_rates(self, update, rate):
@@ -248,10 +268,12 @@ class Trainer(Contract):
         names = [known.name for known in self.phases]
         return sum(known.steps for known in self.phases[: names.index(phase.name)])
 
-    def run(self, update, phase, batch, inputs):
+    def run(self, update, phase, batch, inputs, goes_on=False):
         """One step of `update`, in parts where gradients are accumulated; returns its scalars by position.
 
         inputs: function (batch, number of the part) -> list of input Tensors of the update's loss.
+        goes_on: whether another update follows in the same step. Averages and a dynamic loss scale count
+            the step once, with its last update; it is skipped where gradients of any of them overflowed.
 
         Returns:
             (total, scalars, values): the loss, the scalars that it returned, and gradient norm and loss scale
@@ -262,8 +284,13 @@ class Trainer(Contract):
         total, scalars, norm, finite = update.step(
             [inputs(part, number) for number, part in enumerate(parts)], self.loss_scale
         )
+        if self.dynamic:
+            self.all_finite = bool(finite) and self.all_finite
         values = {}
-        skipped = self.dynamic and self.loss_scale.account(bool(finite), phase.step)
+        if goes_on:
+            return total, scalars, values
+        skipped = self.dynamic and self.loss_scale.account(self.all_finite, phase.step)
+        self.all_finite = True
         if self.dynamic:
             values |= {"scale": scale, "skipped": float(self.loss_scale.skipped)}
         if self.config.clip_grad_norm > 0 and not skipped:

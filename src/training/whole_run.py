@@ -45,15 +45,17 @@ def run(build, config, device, started):
         agreement.same(_data_facts(this), device, "give every host the same data")
         this.share_state()
         cell.ready()
-        if device.is_main:
-            config.write(folder / "config.yaml")
-        metrics = run_log.Metrics(
-            folder,
-            device.is_main,
-            config.tensorboard,
-            keep_until=this.step if config.resume else None,
-            evaluated_again=config.resume and this.step == this.total_steps,
-        )
+        with device.together():
+            if device.is_main:
+                with checkpoint.atomic(folder / "config.yaml") as temporary:
+                    config.write(temporary)
+            metrics = run_log.Metrics(
+                folder,
+                device.is_main,
+                config.tensorboard,
+                keep_until=this.step if config.resume else None,
+                evaluated_again=config.resume and this.step == this.total_steps,
+            )
         try:
             status = _train_and_finish(this, cell, metrics, interrupt)
         except Exception:
@@ -100,7 +102,7 @@ def _train_and_finish(this, cell, metrics, interrupt):
         log.info("%s after step %d; continue with --resume true", stop, this.step)
         return stop.status
     if this.accuracies is None:
-        this.evaluate(cell.phases[-1], metrics)
+        this.evaluate([phase for phase in cell.phases if phase.steps][-1], metrics)
     log.info("weights after step %d: %s", this.step, _digest(cell.whole))
     if not device.is_main:
         return 0
@@ -108,9 +110,9 @@ def _train_and_finish(this, cell, metrics, interrupt):
     for name, part in cell.published_files().items():
         checkpoint.save_cell(part, folder / name, {"format": checkpoint.FORMAT, "classes": this.classes})
     content = this.result()
-    result.write(content, folder / "result.json")
     if this.probe:
         this.probe.save(folder)
+    result.write(content, folder / "result.json")  # after all that goes with it: it marks the run as finished
     try:
         plots.curves(folder)
         if plot_features:
