@@ -7,7 +7,8 @@ SIDES = ("source", "target")
 
 
 def figures(forward, held_out, with_domains):
-    """Mean losses in nats and accuracies by name, {} if nothing is held out.
+    """Mean losses in nats and accuracies by name, {} if nothing is held out; of the classes only where a
+    source holds images out.
 
     Args:
         forward: function (images as a Tensor, side) -> (class logits, domain logits), Tensors; side is
@@ -26,7 +27,9 @@ def figures(forward, held_out, with_domains):
             logits, domain_logits = (t.asnumpy() for t in forward(ms.Tensor.from_numpy(images), side))
             sums += _sums(logits, labels, domain_logits, domain)
     class_loss, class_hits, class_count, domain_loss, domain_hits, count = sums
-    found = {"class_loss": class_loss / class_count, "class_accuracy": class_hits / class_count}
+    found = {}
+    if class_count:
+        found = {"class_loss": class_loss / class_count, "class_accuracy": class_hits / class_count}
     if with_domains and "target" in held_out:
         found["domain_loss"] = 2 * domain_loss / count
         found["domain_accuracy"] = domain_hits / count
