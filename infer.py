@@ -174,7 +174,8 @@ def classify_folder(model, options):
         f"'acc': {round(score.accuracies()['top-1'], 6)}"
     )  # the line users of the published model grep
     lines += [f"{name} accuracy: {round(value, 6)}" for name, value in score.accuracies().items()]
-    (results.parent / "acc.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic(results.parent / "acc.log") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(
         f"{score.count} images in {seconds:.1f} s, batch {model.batch_size or options.batch_size}; {results}"
