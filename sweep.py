@@ -29,33 +29,20 @@ from model_utils.errors import UserError
 OWN = ("seed", "output_dir", "resume", "report")  # keys of train.py that the sweep itself sets
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; python sweep.py --help explains the options")
-
-
-def positive(text):
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
 def parse(argv):
     """(options, the words of every train.py, the space)."""
-    parser = Parser(
+    parser = cli.Parser(
         prog="sweep.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file: what to try")
-    parser.add_argument("--trials", type=positive, default=20, help="how many (default 20)")
-    parser.add_argument("--seeds", type=positive, default=1, help="runs of each trial (default 1)")
+    parser.add_argument("--trials", type=cli.positive, default=20, help="how many (default 20)")
+    parser.add_argument("--seeds", type=cli.positive, default=1, help="runs of each trial (default 1)")
     parser.add_argument(
         "--workers",
-        type=positive,
+        type=cli.positive,
         default=1,
         help="trials at once, each on its share of the cores (default 1)",
     )

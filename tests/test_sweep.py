@@ -346,7 +346,7 @@ def test_the_winner_has_the_seed_of_the_chosen_run(tmp_path, monkeypatch):
         (["--lr=0.1"], ["in the space and on the command line"]),
         (["--validator_images=0"], ["validator_images"]),
         (["--learn=1"], ["unknown key learn"]),
-        (["--trials=0"], ["is not above 0"]),
+        (["--trials=0"], ["is not a whole number of at least 1"]),
     ),
 )
 def test_refusals(tmp_path, more, parts):
