@@ -2,6 +2,7 @@
 
 import mindspore as ms
 import numpy as np
+from scipy.special import log_softmax
 
 SIDES = ("source", "target")
 
@@ -39,15 +40,10 @@ def figures(forward, held_out, with_domains):
 def _sums(logits, labels, domain_logits, domain):
     """(class loss, class hits, class count, domain loss, domain hits, count), summed over a batch."""
     count = len(domain_logits)
-    domain_loss = -_log_softmax(domain_logits)[:, domain].sum()
+    domain_loss = -log_softmax(domain_logits.astype(np.float64), axis=1)[:, domain].sum()
     domain_hits = (domain_logits.argmax(1) == domain).sum()
     if SIDES[domain] == "target":
         return np.array([0, 0, 0, domain_loss, domain_hits, count], float)
-    class_loss = -_log_softmax(logits)[np.arange(count), labels].sum()
+    class_loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(count), labels].sum()
     hits = (logits.argmax(1) == labels).sum()
     return np.array([class_loss, hits, count, domain_loss, domain_hits, count], float)
-
-
-def _log_softmax(logits):
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
