@@ -107,7 +107,7 @@ def test_digits_resized_in_another_way_have_features_of_their_own(place, tmp_pat
     for how in ("area", "corners"):
         cell = build(configured("supervised", tmp_path, "digits", digit_resize=how), place)
         cache = FeatureCache(cell.config, place, cell.network)
-        loader = cell.task.test(cell.preparation)["source"]
+        loader = next(iter(cell.task.test(cell.preparation).values()))
         kept[how] = cache._store(cache.loader(loader), PLAIN).folder.name
         if how == "area":
             preparation = dataclasses.asdict(cell.network.preparation)
