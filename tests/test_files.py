@@ -174,20 +174,8 @@ def test_the_orientation_of_a_camera_is_applied(form):
         np.testing.assert_array_equal(image, act(upright), err_msg=f"orientation {number}")
 
 
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"Exif\0\0II*\0\x08\0\0\0",
-        b"Exif\0\0II*\0",
-        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02\x36",
-    ],
-)
-def test_a_damaged_note_of_a_camera_is_no_traceback(exif):
-    data = packed(Image.fromarray(smooth()), "WEBP", exif=exif)
-    try:
-        assert decode.decode(data).shape == (50, 60, 3)
-    except decode.Unreadable as error:
-        assert "decoded" in str(error)
+def test_a_damaged_note_of_a_camera_is_no_traceback():
+    unreadable(packed(Image.fromarray(smooth()), "WEBP", exif=b"Exif\0\0II*\0"), "could not be decoded")
 
 
 @pytest.mark.parametrize("error", [struct.error("short"), AttributeError("no tag"), TypeError("no number")])
