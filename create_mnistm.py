@@ -16,7 +16,6 @@ import time
 import numpy as np
 
 from model_utils import cli, paths
-from model_utils.errors import UserError
 from src.data import blend, idx, mnist, mnist_m
 from src.data.photos import BSDS500_TRAINING_PHOTOS, BSDS500_URL, fetch_bsds500, read_training_photos
 
@@ -25,15 +24,8 @@ SHEET = "mnist_m_contact_sheet.png"
 STREAM = {"train": 1, "test": 2}
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses bad options in one line, as all commands do."""
-
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the options")
-
-
 def parse(arguments=None):
-    parser = Parser(
+    parser = cli.Parser(
         allow_abbrev=False,
         description="Make MNIST-M: every MNIST digit inverts a random crop of a random BSDS500 training "
         "photograph (Ganin et al. 2015). The same seed gives the same bytes: compare the SHA-256 printed.",

@@ -36,7 +36,10 @@ def comparison(settings, place, loaded, method):
     count = COMPARED_LARGE if preparation.size**2 > LARGE else COMPARED_IMAGES
     try:
         task = open_task(settings, place, loaded.classes, method.LEAST_SOURCES)
-        name, loader = list(task.test(preparation).items())[-1]
+        test_sets = task.test(preparation)
+        if not test_sets:
+            raise UserError("the data have no labelled test images")
+        name, loader = list(test_sets.items())[-1]
         images = loader.sample(count, settings.seed)[0]
     except OtherClasses as error:
         raise UserError(f"{error}, or a path without data: then photographs are compared on") from error

@@ -29,22 +29,9 @@ from model_utils.errors import UserError, shortened
 RESULTS = "result_Files"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; python infer.py --help explains the options")
-
-
-def positive(text):
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
 def arguments(argv=None):
     """The parsed command line."""
-    parser = Parser(
+    parser = cli.Parser(
         prog="infer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -56,7 +43,9 @@ def arguments(argv=None):
     )
     parser.add_argument("--version", action="version", version=model_utils.named_version())
     parser.add_argument("--config", help="configuration of a .ckpt that holds none")
-    parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default 5)")
+    parser.add_argument(
+        "--top", type=cli.positive, default=5, help="classes shown for each image (default 5)"
+    )
     parser.add_argument(
         "--class_names",
         metavar="FILE",
@@ -67,7 +56,7 @@ def arguments(argv=None):
     form.add_argument(
         "--csv", metavar="FILE", help="write a table: path, class, probability, second_class, …"
     )
-    parser.add_argument("--batch_size", type=positive, default=16, help="images at once (default 16)")
+    parser.add_argument("--batch_size", type=cli.positive, default=16, help="images at once (default 16)")
     parser.add_argument("--device_target", choices=("auto", "Ascend", "GPU", "CPU"), default="auto")
     parser.add_argument("--device_id", type=int, default=0)
     folder = parser.add_argument_group("a labelled folder, DIR/val/<class>/* or DIR/<class>/*")
@@ -174,7 +163,8 @@ def classify_folder(model, options):
         f"'acc': {round(score.accuracies()['top-1'], 6)}"
     )  # the line users of the published model grep
     lines += [f"{name} accuracy: {round(value, 6)}" for name, value in score.accuracies().items()]
-    (results.parent / "acc.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic(results.parent / "acc.log") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(
         f"{score.count} images in {seconds:.1f} s, batch {model.batch_size or options.batch_size}; {results}"

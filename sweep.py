@@ -23,40 +23,26 @@ from pathlib import Path
 from tqdm import tqdm
 
 import model_utils
-from model_utils import child, cli, config
-from model_utils.config import ROOT
+from model_utils import child, cli, config, paths
 from model_utils.errors import UserError
 
 OWN = ("seed", "output_dir", "resume", "report")  # keys of train.py that the sweep itself sets
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; python sweep.py --help explains the options")
-
-
-def positive(text):
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
 def parse(argv):
     """(options, the words of every train.py, the space)."""
-    parser = Parser(
+    parser = cli.Parser(
         prog="sweep.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--space", required=True, metavar="FILE", help="YAML file: what to try")
-    parser.add_argument("--trials", type=positive, default=20, help="how many (default 20)")
-    parser.add_argument("--seeds", type=positive, default=1, help="runs of each trial (default 1)")
+    parser.add_argument("--trials", type=cli.positive, default=20, help="how many (default 20)")
+    parser.add_argument("--seeds", type=cli.positive, default=1, help="runs of each trial (default 1)")
     parser.add_argument(
         "--workers",
-        type=positive,
+        type=cli.positive,
         default=1,
         help="trials at once, each on its share of the cores (default 1)",
     )
@@ -84,17 +70,19 @@ def parse(argv):
 def prepare(options, words):
     """(the words of every train.py, checked; the space; words of runs that leave a source out, or None)"""
     from src import selection
+    from src.selection import pool
     from src.setup import settings as experiment
     from src.sweeps import leave_one_out, space, study
     from src.train_cells import find_method
 
     given = config.read_arguments(words)
-    taken = [name for name in given if name in OWN]
-    if taken:
-        raise UserError(f"{taken[0]}: a sweep sets this for each of its runs; leave it out")
     settings = experiment.load(words)
     if settings is None:
         raise UserError("help and version: ask train.py for those of its keys")
+    names = experiment.aliases(settings.method)
+    taken = [name for name in given if getattr(found := names.get(name, name), "key", found) in OWN]
+    if taken:
+        raise UserError(f"{taken[0]}: a sweep sets this for each of its runs; leave it out")
     sees_target = find_method(settings.method).SEES_TARGET
     options.objective = options.objective or ("information" if sees_target else selection.WITHOUT_TARGET)
     study.check_objective(options.objective, options.oracle == "true", sees_target)
@@ -113,7 +101,13 @@ def prepare(options, words):
     taken = [name for name in found if left_out and name in leave_one_out.KEYS]
     if taken:
         raise UserError(f"space: {taken[0]}: objective {options.objective} sets it; leave it out")
-    both = [name for name in found if name in given]
+    taken = [name for name in found if not left_out and name in pool.TASK]
+    if taken:
+        raise UserError(
+            f"space: {taken[0]}: it decides on the target images, and rules choose among runs with the same "
+            "ones; leave it out"
+        )
+    both = [name for name in found if name in settings.given]
     if both:
         raise UserError(f"{both[0]}: it is in the space and on the command line; give it in one of them")
     if not left_out and not settings.validator_images:
@@ -127,7 +121,7 @@ def main():
     from src.sweeps import study
     from src.training import run_folder
 
-    folder, begun = Path(ROOT, options.output_dir), time.monotonic()
+    folder, begun = Path(paths.expanded(options.output_dir, "output_dir")).absolute(), time.monotonic()
     with run_folder.claim(folder, what="sweep", lock=".sweep.lock"):
         sweep = study.Sweep(folder, words, space, options, left_out)
         done = sweep.finished()
@@ -156,30 +150,42 @@ def conclude(sweep, options, folder, words):
     for number, line in sweep.failures().items():
         print(f"trial {number} failed: {line}")
     if not sweep.objectives():
-        raise UserError("every trial failed; their lines stand above")
-    number, how = by_objective(sweep, options) if sweep.left_out else by_rule(sweep, options, folder)
+        raise UserError(without_a_result(sweep))
+    number, seed, how = by_objective(sweep, options) if sweep.left_out else by_rule(sweep, options, folder)
     oracle = ", sampled by target labels (oracle)" if options.oracle == "true" else ""
     line = f"trial {number} of {len(sweep.study.trials)}, {how}{oracle}"
-    study.write_winner(folder / "winner.yaml", words, sweep.values(number), line)
+    study.write_winner(folder / "winner.yaml", words, sweep.values(number), seed, line)
     print(f"\n{line}: {sweep.values(number)}\ntrain.py --config {folder / 'winner.yaml'} trains it again")
     return 0
 
 
+def without_a_result(sweep):
+    """Why there is nothing to choose from, in one line."""
+    failed, pruned = len(sweep.failures()), sweep.pruned()
+    if not failed + pruned:
+        return "no trial has ended; give more --minutes, and the same command goes on"
+    if not pruned:
+        return "every trial failed; their lines stand above"
+    return f"no trial ran to its end: {failed} failed, {pruned} were pruned; leave out --prune, or try more"
+
+
 def by_objective(sweep, options):
-    """(number of the trial with the highest objective, how it was chosen); prints all of them."""
+    """(number of the trial with the highest objective, its first seed, how it was chosen); prints all."""
     found = sweep.objectives()
     for number, value in sorted(found.items(), key=lambda pair: -pair[1]):
         print(f"trial {number}: {options.objective} {value:.4f}: {sweep.values(number)}")
-    return max(found, key=found.get), f"chosen by {options.objective}"
+    return max(found, key=found.get), 0, f"chosen by {options.objective}"
 
 
 def by_rule(sweep, options, folder):
-    """(number of the trial that a rule chooses, how it was chosen); prints what each rule says."""
+    """(number of the trial that a rule chooses, the run's seed, how it was chosen); prints what each rule
+    says.
+    """
     from src.selection import pool as pools
     from src.sweeps import picture
 
     runs = sweep.runs()
-    chosen, how = runs[0], "the only trial that did not fail"
+    chosen, how = runs[0], "the only run with a result"
     if len(runs) > 1:
         pool = pools.Pool([pools.read(run) for run in runs])
         print("\n".join(pools.lines(pool)))
@@ -190,7 +196,8 @@ def by_rule(sweep, options, folder):
         chosen, how = runs[place], f"chosen by {by}"
         if pool.accuracies:
             picture.draw(pool, folder / "rules.png")
-    return int(chosen.parent.name.removeprefix("trial-")), how
+    number, seed = chosen.parent.name.removeprefix("trial-"), chosen.name.removeprefix("seed-")
+    return int(number), int(seed), how
 
 
 if __name__ == "__main__":

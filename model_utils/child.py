@@ -19,12 +19,15 @@ class Group:
 
     SIGTERM and SIGINT are passed on to all of them; once they have saved and ended, so does the context.
 
+    Args:
+        folder: where they run; the repository's root unless given.
+
     Raises:
         Stopped: at its end, if a signal came meanwhile.
     """
 
-    def __init__(self):
-        self.processes, self.received, self.before = [], [], {}
+    def __init__(self, folder=ROOT):
+        self.folder, self.processes, self.received, self.before = folder, [], [], {}
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,7 +46,7 @@ class Group:
             process.send_signal(number)
 
     def run(self, words, output=None, cores=None, until=None):
-        """Run `python` with these words in the repository's root; returns its exit status.
+        """Run `python` with these words; returns its exit status.
 
         Args:
             words: e.g. ["train.py", "--seed=1"].
@@ -68,7 +71,7 @@ class Group:
         share = {name: str(len(cores)) for name in ("OMP_NUM_THREADS", "DA_CPU_THREADS")} if cores else {}
         process = subprocess.Popen(
             [sys.executable, *words],
-            cwd=ROOT,
+            cwd=self.folder,
             start_new_session=True,
             stdout=output,
             stderr=output,

@@ -1,5 +1,6 @@
-"""What train.py, eval.py, export.py and create_mnistm.py share: how errors reach the user."""
+"""What the commands share: how errors reach the user, those of the options among them."""
 
+import argparse
 import errno
 import os
 import signal
@@ -32,6 +33,20 @@ NO_MEMORY = (
     "out of memory",
     "allocate memory failed",
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses bad options in one line, as all commands do."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help explains the options")
+
+
+def positive(text):
+    """An argparse type: a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None):

@@ -2,7 +2,7 @@
 #   run_command SCRIPT.py [ARGUMENT …]   run one command and return its status; for scripts of several commands
 #   launch --form … -- "$@"              hand the whole script over to model_utils/launch.py, and end with it
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON=python
 if [ -x "$ROOT/.venv/bin/python" ]; then
     PYTHON="$ROOT/.venv/bin/python"
@@ -14,7 +14,9 @@ run_command() {
     local child status=0 dry="" words=()
     while [ $# -gt 0 ]; do
         case "$1" in
-            --dry_run | --dry_run=true) dry=yes; if [ "${2:-}" = true ]; then shift; fi ;;
+            --dry_run | --dry_run=true)
+                case "${2:-}" in true) dry=yes; shift ;; false) dry=""; shift ;; *) dry=yes ;; esac ;;
+            --dry_run=false) dry="" ;;
             *) words+=("$1") ;;
         esac
         shift

@@ -377,6 +377,17 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, suffix):
     read_refused(make(tmp_path / "x", {**PHOTOS, "big.jpg": bytes(2**21)}), "big.jpg", "larger than 1 MB")
 
 
+def test_a_damaged_lzma_zip_is_refused(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(INSIDE + "a.jpg", bytes(range(256)) * 64)
+        begin = archive.infolist()[0].header_offset + 30 + len(INSIDE + "a.jpg") + 9
+    data = bytearray(path.read_bytes())
+    data[begin : begin + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    read_refused(path, "truncated or damaged archive")
+
+
 def test_tar_header_that_claims_gigabytes_is_refused(tmp_path, monkeypatch):
     """tarfile reads an extended header whole; ours stops it at the limit."""
     monkeypatch.setattr(photos, "MAX_FILE_BYTES", 2**20)

@@ -10,6 +10,7 @@ from mindspore import nn, ops
 
 from model_utils import checkpoint
 from src import networks
+from src.evaluation import held_out
 from src.evaluation.evaluate import Evaluator
 from src.exported import trained
 from src.networks.heads import DomainHead
@@ -180,6 +181,16 @@ def test_log_line_is_the_one_people_grep(place):
     assert line == (
         "epoch: 1, [iter: 2 / all 2],  err_D_domain: 1.405273, err_G_domain: 0.480713,err_sum:1.885986"
     )
+
+
+def test_where_only_the_target_is_held_out_there_are_no_figures_of_classes():
+    def forward(images, side):
+        return ms.Tensor(np.zeros((2, 3), np.float32)), ms.Tensor(np.float32([[0, 1], [1, 0]]))
+
+    batch = np.zeros((2, 1, 4, 4), np.float32), np.full(2, -1)
+    assert held_out.figures(forward, {"target": [batch]}, False) == {}
+    found = held_out.figures(forward, {"target": [batch]}, True)
+    assert set(found) == {"domain_loss", "domain_accuracy"} and found["domain_accuracy"] == 0.5
 
 
 def test_validation_figures_match_numpy(place):

@@ -23,6 +23,7 @@ from src.data.files import LeftOut
 from src.data.keys import keys
 from src.data.preparation import Preparation
 from src.data.split import Split
+from src.sweeps import leave_one_out
 
 DATA_ROOT = os.environ.get("DATA_ROOT")
 CPU = Device("CPU")
@@ -494,6 +495,19 @@ def test_fewer_sources_than_a_method_needs_are_refused(tree):
     assert list(opened(folders(tree), least_sources=1).test(Preparation(16))) == ["pencil", "oil"]
     shutil.rmtree(tree / "pencil")
     fails(lambda: opened(folders(tree), least_sources=1), "no source domain is left")
+
+
+def test_domains_that_have_the_name_of_the_other_role_are_refused(tree):
+    (tree / "ink").rename(tree / "target")
+    (tree / "oil").rename(tree / "source")
+    fails(lambda: opened(folders(tree, target_domain="pencil")), "target would be a source", "rename")
+    fails(lambda: opened(folders(tree, target_domain="source"), least_sources=0), "rename that folder")
+    task = opened(folders(tree, target_domain="target"))
+    assert [source.name for source in task.form.sources] == ["pencil", "source"]
+    (tree / "target").rename(tree / "ink")
+    fails(lambda: opened(folders(tree, target_domain="source")), "source would be a target", "rename")
+    leaving = folders(tree, target_domain="pencil").replace(method="supervised")
+    fails(lambda: leave_one_out.words(leaving), "source would be a target")
 
 
 def test_source_domains_choose_some_of_the_others(tree):

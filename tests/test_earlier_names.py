@@ -3,7 +3,9 @@ type. docs/earlier_names.md shows them all."""
 
 import os
 import re
+import shutil
 import sys
+import types
 
 import mindspore as ms
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from helpers import ROOT, command, fails, forked, options, succeeded, tiny_data
 
 import eval_onnx
+import export
 import infer
 import model_utils
 import modelarts_entry
@@ -250,6 +253,29 @@ def test_a_folder_of_classes_is_tested_whole(place, tmp_path):
         ),
         "class1",
     )
+
+
+def test_a_target_alone_is_tested_by_methods_that_need_no_source(place, tmp_path):
+    """As a run of SHOT stores it: its target lies in dataset_path, which holds other folders too."""
+    for name in ("studio", "phone"):
+        shutil.copytree(tiny_data("hardnet")["dataset_path"] / "val", tmp_path / name)
+    keys = {"method": "shot", "network": "digits", "dataset_path": tmp_path, "target_image_root": "phone"}
+    classes = tuple(f"class{number}" for number in range(6))
+
+    def opened():
+        settings = experiment.load(options(**keys))
+        return open_test_sets(settings, place, classes, find_method("shot"), networks.preparation(settings))
+
+    assert list(opened()[1]) == ["target"]
+    flat = tmp_path / "flat"
+    shutil.copytree(tmp_path / "phone" / "class0", flat)
+    keys["target_image_root"] = "flat"
+    fails(opened, "target_image_root", "no labelled images to test on")
+    settings = experiment.load(options(**keys))
+    network = types.SimpleNamespace(preparation=networks.preparation(settings))
+    loaded = types.SimpleNamespace(network=network, classes=classes, names=classes)
+    images, what, names = export.comparison(settings, place, loaded, find_method("shot"))
+    assert "photographs" in what and names == classes and len(images) > 1
 
 
 # Conversion, ModelArts, version

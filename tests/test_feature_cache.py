@@ -1,8 +1,10 @@
 """Training on the kept features of a frozen backbone: `cache_features`."""
 
+import dataclasses
 import errno
 import fcntl
 import itertools
+import json
 import shutil
 from unittest import mock
 
@@ -24,7 +26,9 @@ from helpers import (
 from test_matrix import CLASSES, DATA, METHODS, STEPS, folders
 
 from model_utils import checkpoint
+from model_utils.digests import digest
 from src.setup import settings as experiment
+from src.training.feature_cache import PLAIN, FeatureCache
 
 KEYS = {"freeze_backbone": "true", "cache_features": "true", "pretrained": "none", "bottleneck": 8}
 
@@ -95,6 +99,22 @@ def test_digits_in_arrays_are_kept_too(place, tmp_path):
     stored = sum(len(np.load(path)) for path in features_in(tmp_path / "features"))
     images = sum(loader.count for loader in cell.phases[0].loaders.values())
     assert stored >= 3 * images
+
+
+def test_digits_resized_in_another_way_have_features_of_their_own(place, tmp_path):
+    """Features of images in files do not depend on it, and the stores of the default keep their names."""
+    kept = {}
+    for how in ("area", "corners"):
+        cell = build(configured("supervised", tmp_path, "digits", digit_resize=how), place)
+        cache = FeatureCache(cell.config, place, cell.network)
+        loader = next(iter(cell.task.test(cell.preparation).values()))
+        kept[how] = cache._store(cache.loader(loader), PLAIN).folder.name
+        if how == "area":
+            preparation = dataclasses.asdict(cell.network.preparation)
+            del preparation["crop_scale_min"], preparation["flip"]
+            about = [1, "digits", cache._weights(), preparation, "plain"]
+            assert kept[how] == digest(json.dumps(about).encode())
+    assert kept["area"] != kept["corners"]
 
 
 def test_views_are_the_plain_one_and_augmented_ones(place, tmp_path):

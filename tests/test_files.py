@@ -2,13 +2,14 @@
 
 import io
 import os
+import struct
 import time
 
 import cv2
 import numpy as np
 import pytest
 from helpers import fails
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.data import decode, files, reading
 from src.data.files import LeftOut
@@ -173,6 +174,28 @@ def test_the_orientation_of_a_camera_is_applied(form):
         np.testing.assert_array_equal(image, act(upright), err_msg=f"orientation {number}")
 
 
+def test_a_damaged_note_of_a_camera_is_no_traceback():
+    unreadable(packed(Image.fromarray(smooth()), "WEBP", exif=b"Exif\0\0II*\0"), "could not be decoded")
+
+
+@pytest.mark.parametrize("error", [struct.error("short"), AttributeError("no tag"), TypeError("no number")])
+def test_what_pillow_raises_for_an_orientation_is_damage(error, monkeypatch):
+    def failing(image):
+        raise error
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", failing)
+    unreadable(packed(Image.fromarray(smooth()), "WEBP"), "could not be decoded")
+
+
+def test_a_file_is_read_to_its_end(tmp_path, monkeypatch):
+    """One read may give less than there is."""
+    path = tmp_path / "long"
+    path.write_bytes(bytes(range(256)) * 4)
+    whole = os.read
+    monkeypatch.setattr(os, "read", lambda file, count: whole(file, min(count, 100)))
+    assert decode.content(path) == bytes(range(256)) * 4
+
+
 FORMS = {"JPEG": {}, "PNG": {}, "BMP": {}, "WEBP": {}}
 
 
@@ -322,7 +345,7 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(tmp_path):
 def test_a_full_memory_keeps_what_fits(tmp_path, caplog, monkeypatch):
     """The rest is decoded anew, which one line says."""
     listing = files.scan(write(tmp_path), LeftOut())
-    monkeypatch.setattr(reading, "CHECK", 4)
+    monkeypatch.setattr(reading, "CHECK", 4 * 40 * 48 * 3)
     looks = iter([(80, 100), (40, 100), (10, 100)])
     monkeypatch.setattr(reading.memory, "free", lambda: next(looks))
     reader = Reader(listing.files, keep=True)
@@ -339,6 +362,7 @@ def test_nothing_is_kept_but_what_was_prepared(tmp_path):
     )
     assert {image.shape for _, image in reader.stream(range(18))} == {(4, 5, 3)}
     assert {image.shape for image in reader.kept.values()} == {(4, 5, 3)}
+    assert all(image.base is None for image in reader.kept.values()), "the whole image would stay with it"
 
 
 def test_a_stream_that_is_given_up_leaves_no_work(tmp_path):

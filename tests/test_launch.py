@@ -63,6 +63,53 @@ def test_scripts_of_several_commands_show_them_and_run_none(name, words, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_may_be_false():
+    """The word goes with its key, and the command runs: with a configuration that does not exist."""
+    for words in (("--dry_run", "false"), ("--dry_run=false",)):
+        done = script("usps-mnist", "--config", "none.yaml", *words)
+        assert (
+            done.returncode == 2
+            and "none.yaml" in done.stderr
+            and "false" not in done.stdout.split("--resume")[0]
+        )
+    done = script("usps-mnist", "--dry_run", "false", "--dry_run", "--seed", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_paths_of_the_scripts_of_adda_are_the_caller_s(tmp_path):
+    """Whatever name a key has."""
+    output = tmp_path / "my runs"
+    for words in (
+        ("--output-dir", "my runs"),
+        ("--model_root=my runs",),
+        ("--save_checkpoint_path", "my runs/x.ckpt"),
+        ("--output", output),
+    ):
+        done = script("svhn-mnist", "--dry_run", *words, cwd=tmp_path)
+        assert done.returncode == 0 and done.stdout.count("my\\ runs") == 5, done.stdout
+        assert "output_dir outputs" not in done.stdout and "root" not in done.stdout.replace(
+            str(tmp_path), ""
+        )
+    names = ("list_root", "list_classes", "pretrained", "feature_folder", "source_image_root")
+    keys = [word for name in names for word in (f"--{name}", f"my-{name}")]
+    done = script("svhn-mnist", *keys, "--dry_run", cwd=tmp_path)
+    assert all(done.stdout.count(f"--{name} {tmp_path}/my-{name} ") == 4 for name in names), done.stdout
+    done = script(
+        "svhn-mnist", "--pretrained=auto", "--dataset-path=d", *keys[-2:], "--dry_run", cwd=tmp_path
+    )
+    assert done.stdout.count("--pretrained auto ") == done.stdout.count(f"--dataset_path {tmp_path}/d ") == 4
+    assert done.stdout.count("--source_image_root my-source_image_root ") == 4
+
+
+def test_cdpath_is_no_way_to_the_repository():
+    """With it, cd prints where it went."""
+    line = 'set -eu; . scripts/common.sh; printf %s "$ROOT"'
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, env=environment(CDPATH=str(ROOT)), capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (os.fsencode(ROOT), b"")
+
+
 def msrun_options(command):
     """({msrun's option: value}, [program and its arguments])."""
     assert command[0] == "msrun"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_files import COLOURS, damaged, write
 
-from src.data import augment, files, transforms
+from src.data import augment, files, preparation, transforms
 from src.data.domains import split_validation
 from src.data.files import LeftOut
 from src.data.loaders import Arrays, ArrayTestLoader, ArrayTrainLoader, FileTestLoader, FileTrainLoader, Plan
@@ -290,6 +290,27 @@ def test_evaluation_resizes_the_short_side_then_cuts_the_middle():
     assert crop[28, 17:40].min() == 255 and crop[28, :14].max() == 0 and crop[28, 43:].max() == 0
     assert prepared().view(np.zeros((10, 30, 3), np.uint8)).shape == (32, 32, 3)
     assert prepared(crop_pct=1.0).view(np.zeros((300, 31, 3), np.uint8)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 60000, 3), (60000, 1, 3), (2, 5000)])
+def test_the_middle_of_a_strip_is_cut_out_before_it_is_enlarged(shape, monkeypatch):
+    seen, whole = [], preparation.resize
+    monkeypatch.setattr(
+        preparation, "resize", lambda *given: seen.append(given[1] * given[2]) or whole(*given)
+    )
+    strip = np.zeros(shape, np.uint8)
+    long = int(np.argmax(shape[:2]))
+    np.moveaxis(strip, long, 0)[shape[long] // 2 - 1 : shape[long] // 2 + 1] = 200
+    crop = prepared().view(strip)
+    assert crop.shape == (32, 32, *shape[2:]) and crop.max() == 200
+    assert seen == [36 * 36 * preparation.STRIP]
+
+
+def test_up_to_the_limit_a_strip_is_seen_as_before():
+    image = np.random.default_rng(0).integers(0, 256, (3, 3 * preparation.STRIP, 3), np.uint8)
+    np.testing.assert_array_equal(
+        prepared().view(image), preparation.resize(image, 36, 36 * preparation.STRIP)[2:34, 344:376]
+    )
 
 
 def test_to_network_is_the_definition():

@@ -28,6 +28,25 @@ def test_embedding_draws_every_domain(tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / "features.png")).std() > 5
 
 
+def test_names_of_domains_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Neither formulas nor UTF-8; and the length of the run is no rule."""
+    names = "$a_$", "\udce9"
+    rows = [
+        {"kind": "test", "phase": "p", "step": 1, "seconds": 1.0, **{f"{n}_accuracy": 0.5 for n in names}},
+        {"kind": "selection", "phase": "p", "step": 1, "steps": 2, "seconds": 1.0, "held_out_$a_$": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn, legend = [], plots._legend
+    monkeypatch.setattr(
+        plots, "_legend", lambda axes: drawn.extend(axes.get_legend_handles_labels()[1]) or legend(axes)
+    )
+    plots.curves(tmp_path)
+    assert cv2.imread(str(tmp_path / "accuracies.png")).std() > 5
+    assert drawn == ["held_out_$a_$ 0.5 to 0.5", "test/$a_$_accuracy", "test/\\xe9_accuracy"]
+    features = {name: (np.random.default_rng(0).normal(size=(5, 3)), np.zeros(5, int)) for name in names}
+    plots.embedding(features, features, tmp_path / "features.png")
+
+
 def run(folder, steps, **accuracies):
     folder.mkdir(parents=True)
     rows = [

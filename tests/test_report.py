@@ -1,15 +1,23 @@
 """report.html: what it says, that nothing in it is taken for markup, and that a browser shows all of it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import types
 
 import cv2
 import numpy as np
 import pytest
-from helpers import command, succeeded
+from helpers import command, demo_config, succeeded
+from test_files import write
 
+from src.data import files
+from src.data.loaders import FileTestLoader
+from src.data.preparation import Preparation
+from src.data.reading import Reader
+from src.report import page as report
 from src.report.findings import Findings
 
 SCRIPT = "<script>alert(1)<script>"
@@ -97,6 +105,33 @@ def test_a_browser_shows_every_picture(reports, tmp_path):
         assert shown and shown[1] == shown[2] and int(shown[1]) == page.count("<img "), done.stdout[:300]
         assert "ALERTED" not in done.stdout
         assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_the_page_of_several_processes_says_whose_images_it_shows(tmp_path, monkeypatch):
+    """The first process has half of the target, one image of it can't be read, and the folder is no UTF-8."""
+    listing = files.scan(write(tmp_path / "photos", per_class=3), files.LeftOut())
+    (tmp_path / "photos" / "blue" / "00.png").write_bytes(b"no image")
+    loader = FileTestLoader(Reader(listing.files), listing.labels, 4, Preparation(16), rank=0, world=2)
+    seen = sum(len(labels) for _, labels in loader)
+    assert seen == len(loader.seen()) == 4 < len(loader.indices)
+    name = os.fsdecode(b"caf\xe9")
+    target = types.SimpleNamespace(test_name=name)
+    cell = types.SimpleNamespace(
+        task=types.SimpleNamespace(classes=listing.classes, form=types.SimpleNamespace(target=target)),
+        config=demo_config(output_dir=tmp_path),
+        evaluator=None,
+        preparation=Preparation(16),
+        class_shares=lambda: None,
+    )
+    places = np.zeros(seen, int)
+    found = Findings(loader.seen(), places, places + 0.5, places + 1.0, places, 3)
+    monkeypatch.setattr(report.findings, "find", lambda evaluator, loader: found)
+    result = {"experiment": "x", "method": "mcc", "network": "digits", "seed": 0, "steps": 1, "seconds": 1}
+    result |= {"device": "CPU", "peak_memory_mb": 1, "command": "", "accuracy": {name: 0.5}, "left_out": {}}
+    report.write(cell, {name: loader}, tmp_path, {**result, "processes": 2})
+    text = (tmp_path / report.NAME).read_text(encoding="utf-8")
+    assert "Predictions for caf\\xe9: 4 of 8 images" in text and "The run had 2 processes." in text
+    assert "test accuracy, caf\\xe9" in text
 
 
 def test_findings():

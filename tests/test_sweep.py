@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from unittest import mock
 
 import optuna
 import pytest
@@ -134,7 +136,7 @@ def test_failed_trials_are_kept_with_their_line(tmp_path):
     ]
     seed = next(seed for seed in range(20) if first_two(seed) == {16, 5000})
     said = succeeded(command("sweep.py", *options, f"--sweep_seed={seed}"))
-    assert "failed: batch_size: 5000" in said and "the only trial that did not fail" in said
+    assert "failed: batch_size: 5000" in said and "the only run with a result" in said
 
 
 def first_two(seed):
@@ -237,6 +239,7 @@ def test_each_source_is_left_out_in_turn_and_the_target_always(tmp_path, monkeyp
     assert found.objectives() == {n: pytest.approx(2.0 / 3 + rate) for n, rate in rates.items()}
     assert sweep.conclude(found, options, folder, given) == 0
     winner = yaml.safe_load((folder / "winner.yaml").read_text(encoding="utf-8"))
+    assert winner["seed"] == 0
     assert winner["lr_max"] == max(rates.values()) and winner["target_domain"] == "50"
     assert "chosen by leave_one_source_out" in capsys.readouterr().out
 
@@ -258,6 +261,79 @@ def test_objectives_of_methods_that_must_not_see_the_target(tmp_path):
     fails(lambda: sweep.prepare(*sweep.parse(words(tmp_path, whole))), "set of domains")
 
 
+@pytest.mark.parametrize("key", ["target_domain: [cartoon, photo]", "target_split: [transductive, holdout]"])
+def test_what_decides_on_the_target_images_is_not_varied(tmp_path, key):
+    given = words(tmp_path)
+    written(tmp_path, key)
+    fails(lambda: sweep.prepare(*sweep.parse(given)), key.split(":")[0], "target images", "leave it out")
+
+
+def test_a_trial_whose_run_has_no_accuracy_fails_with_a_line(tmp_path, monkeypatch):
+    """The source left out has no image that can be read: nothing to count, and nothing to average."""
+
+    def trained(group, words, output=None, cores=None, until=None):
+        folder = config.read_arguments(words[1:])["output_dir"]
+        Path(folder, "result.json").write_text(json.dumps({"target_domain": "0", "accuracy": {}}))
+        return 0
+
+    monkeypatch.setattr(child.Group, "run", trained)
+    options, given, tried, left_out = generalisation(tmp_path, "--objective=leave_one_source_out")
+    (tmp_path / "sweep").mkdir()
+    found = study.Sweep(tmp_path / "sweep", given, tried, options, left_out)
+    assert "failed: the run has no leave_one_source_out" in found.batch()[0]
+    line = fails(lambda: sweep.conclude(found, options, tmp_path / "sweep", given), "every trial failed")
+    assert "minutes" not in line
+
+
+def test_why_there_is_nothing_to_choose_from():
+    def said(failed, pruned):
+        counts = types.SimpleNamespace(failures=lambda: dict.fromkeys(range(failed)), pruned=lambda: pruned)
+        return sweep.without_a_result(counts)
+
+    assert "no trial has ended" in said(0, 0) and "every trial failed" in said(2, 0)
+    assert "1 failed, 3 were pruned" in said(1, 3)
+
+
+def test_paths_of_a_sweep_are_the_caller_s(tmp_path, monkeypatch):
+    """As those of train.py: a relative output_dir and what trials are given, seen from the same folder."""
+    seen = []
+
+    def trained(group, words, output=None, cores=None, until=None):
+        given = config.read_arguments(words[1:])
+        seen.append((group.folder, words[0], given["pretrained"]))
+        return pretended(group, words)
+
+    monkeypatch.setattr(child.Group, "run", trained)
+    monkeypatch.setattr(sweep, "conclude", lambda *_: 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for place, folder in (("here", tmp_path / "here"), ("~/there", tmp_path / "home" / "there")):
+        given = words(tmp_path, f"--output_dir={place}", "--pretrained=mine.ckpt", trials=1)
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *given])
+        assert sweep.main() == 0 and (folder / "trial-0000" / "seed-0" / "result.json").is_file()
+    assert seen == [(str(tmp_path), str(ROOT / "train.py"), "mine.ckpt")] * 2
+
+
+def test_the_winner_has_the_seed_of_the_chosen_run(tmp_path, monkeypatch):
+    pool = types.SimpleNamespace(default="ensv", choice=lambda by: 1, accuracies=None)
+    monkeypatch.setattr("src.selection.pool.Pool", lambda candidates: pool)
+    monkeypatch.setattr("src.selection.pool.read", lambda run: run)
+    monkeypatch.setattr("src.selection.pool.lines", lambda pool: [])
+    runs = [tmp_path / "trial-0003" / f"seed-{seed}" for seed in (0, 1)]
+    found = types.SimpleNamespace(
+        runs=lambda: runs,
+        left_out=None,
+        failures=dict,
+        objectives=lambda: {3: 1.0},
+        study=mock.Mock(trials=[0]),
+    )
+    found.values = lambda number: {"lr": float(number)}
+    options = types.SimpleNamespace(by=None, oracle="false")
+    assert sweep.conclude(found, options, tmp_path, ["--config=tests/tiny/mcc.yaml"]) == 0
+    winner = yaml.safe_load((tmp_path / "winner.yaml").read_text(encoding="utf-8"))
+    assert (winner["seed"], winner["lr"]) == (1, 3.0)
+
+
 @pytest.mark.parametrize(
     "more, parts",
     (
@@ -265,10 +341,12 @@ def test_objectives_of_methods_that_must_not_see_the_target(tmp_path):
         (["--objective=target_accuracy"], ["--oracle true"]),
         (["--by=luck"], ["no rule"]),
         (["--seed=3"], ["a sweep sets this"]),
+        (["--model_root=x"], ["model_root: a sweep sets this"]),
+        (["--save_checkpoint_path", "x"], ["save_checkpoint_path: a sweep sets this"]),
         (["--lr=0.1"], ["in the space and on the command line"]),
         (["--validator_images=0"], ["validator_images"]),
         (["--learn=1"], ["unknown key learn"]),
-        (["--trials=0"], ["is not above 0"]),
+        (["--trials=0"], ["is not a whole number of at least 1"]),
     ),
 )
 def test_refusals(tmp_path, more, parts):

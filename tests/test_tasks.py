@@ -17,7 +17,7 @@ from model_utils.device import Device
 from model_utils.key import Key
 from model_utils.keys import COMMON
 from src import data
-from src.data import forms, keys, tasks
+from src.data import forms, keys, lists, tasks
 from src.data.preparation import Preparation
 
 CPU = Device("CPU")
@@ -232,6 +232,8 @@ def test_evaluation_needs_no_training_images(tmp_path):
 def test_a_folder_without_a_split_keeps_some_images_for_testing(tmp_path):
     task = opened(dataset_path=tree(tmp_path / "a"), holdout=0.2)
     assert task.labelled(PHOTO, 12)["train"].steps_per_epoch == 1 and task.test(PHOTO)["val"].total == 3
+    task.held_out(PHOTO)
+    assert task.images == {"train": 12, "val": 3, "train held out": 3}
 
 
 def test_both_parts_of_a_folder_must_have_the_same_classes(tmp_path):
@@ -294,6 +296,35 @@ def test_numbers_without_folders_are_named_by_a_file_or_stay_numbers(tmp_path, f
         "list_classes",
         "has 2 names",
     )
+
+
+def test_a_list_without_the_first_and_the_last_class_is_told_by_its_folders(tmp_path):
+    """Numbers 1 and 2 of four names may count from 0 or from 1: folders that are the names say which."""
+    (tmp_path / "names.txt").write_text("\n".join(("ant", *CLASSES)))
+    keys = {
+        "source_image_root": tmp_path / "source.txt",
+        "list_classes": tmp_path / "names.txt",
+        "holdout": 0,
+    }
+    for first, classes in ((0, ("cat", "dog")), (1, ("cat", "dog"))):
+        root = tree(tmp_path / f"from {first}", 10, classes=classes)
+        listed(tmp_path / "source.txt", root, lambda name, _: ("ant", *CLASSES).index(name) + first, classes)  # noqa: B023
+        assert opened(**keys).classes == classes
+    (tmp_path / "names.txt").write_text("ant\nbee\ncow\nelk")
+    line = fails(lambda: opened(**keys), "source_image_root", "from 2 to 3 for 4 classes", "names as labels")
+    assert "source.txt" in line
+
+
+@pytest.mark.parametrize(
+    "line", ["my cat/a b.png,big cat", "my cat/a b.png , big cat", "my cat/a b.png,big,cat"]
+)
+def test_spaces_part_nothing_where_there_is_a_comma(tmp_path, line):
+    draw(tmp_path / "my cat" / "a b.png")
+    draw(tmp_path / "dog, one.png")
+    (tmp_path / "list.txt").write_text(f"{line}\ndog, one.png dog\n")
+    listing = lists.read_list(tmp_path / "list.txt", "key")
+    assert listing.classes == ("big,cat" if "big,cat" in line else "big cat", "dog")
+    assert [os.path.relpath(file, tmp_path) for file in listing.files] == ["my cat/a b.png", "dog, one.png"]
 
 
 def test_paths_of_a_list_are_seen_from_its_folder_the_one_above_or_a_given_one(tmp_path):

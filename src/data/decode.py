@@ -26,6 +26,17 @@ JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)  # neither a s
 START, END, SCAN = 0xD8, 0xD9, 0xDA
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 UNCOMPRESSED_BMP = (0, 3, 6)
+# What Pillow raises for damaged files; from struct.error on, for what a damaged EXIF says of the orientation.
+WEBP_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    AttributeError,
+    TypeError,
+    LookupError,
+)
 
 
 class Unreadable(Exception):
@@ -48,7 +59,8 @@ def content(path):
                 raise Unreadable("not a regular file")
             if status.st_size > MAX_BYTES:
                 raise Unreadable(f"larger than {MAX_BYTES >> 20} MB")
-            return os.read(file, status.st_size)
+            with open(file, "rb", closefd=False) as whole:  # which reads on where a single read is short
+                return whole.read(status.st_size)
         finally:
             os.close(file)
     except OSError as error:
@@ -96,7 +108,7 @@ def _webp(data):
     try:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except WEBP_DAMAGE:
         return None
 
 

@@ -47,8 +47,8 @@ def read_list(path, key, root="", names_file=""):
     """The Listing of a text file with a line `path label` for each image, or `path` alone without labels.
 
     A label is a class's name or number. The names of numbered classes are, in this order: those of
-    `names_file`, one a line, counted from 0 or 1; the folders the images lie in, where each label has one of
-    its own; the numbers themselves.
+    `names_file`, one a line, counted from 0 or 1, as `_first_number` finds out; the folders the images lie
+    in, where each label has one of its own; the numbers themselves.
 
     Args:
         path: the list.
@@ -57,7 +57,8 @@ def read_list(path, key, root="", names_file=""):
         names_file: text file of class names, or empty.
 
     Raises:
-        UserError: no such text, lines of another form, an image with two labels.
+        UserError: no such text, lines of another form, an image with two labels, numbers that do not say
+            which of the names they mean.
     """
     rows = [_row(line, number, path, key) for number, line in read_lines(path, key)]
     if not rows:
@@ -91,6 +92,11 @@ def _row(line, number, path, key):
     parts = line.rsplit(None, 1)
     name, label = parts if len(parts) == 2 else line.rpartition(",")[::2]
     name = name.rstrip(",")
+    if not is_image(name):  # a space in the path, or in the label behind a comma, parts nothing
+        commas = [at for at, sign in enumerate(line) if sign == "," and is_image(line[:at].rstrip())]
+        name, label = (
+            (line[: commas[-1]].rstrip(), line[commas[-1] + 1 :].strip()) if commas else (name, label)
+        )
     if not name or not label or "\0" in name:
         raise UserError(
             f"{key}: {shown(path)}, line {number}: {shown(line[:80])!r} is not `path label`; mend it"
@@ -113,7 +119,7 @@ def _names(chosen, path, key, names_file):
     if not all(label.isdecimal() for label in labels):
         return {label: label for label in labels}
     if names_file:
-        return _named_by_file(labels, path, key, names_file)
+        return _named_by_file(chosen, path, key, names_file)
     folders = {}
     for name, label in chosen.items():
         folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(name)))
@@ -123,16 +129,37 @@ def _names(chosen, path, key, names_file):
     return {label: label for label in labels}
 
 
-def _named_by_file(labels, path, key, names_file):
+def _named_by_file(chosen, path, key, names_file):
     names = [line for _, line in read_lines(names_file, "list_classes")]
-    numbers = [int(label) for label in labels]
-    first = 1 if max(numbers) == len(names) and min(numbers) >= 1 else 0
-    if max(numbers) - first >= len(names) or len(set(names)) < len(names):
+    most = max(int(label) for label in chosen.values())
+    first = _first_number(chosen, names, path, key)
+    if most - first >= len(names) or len(set(names)) < len(names):
         raise UserError(
             f"list_classes: {shown(names_file)} has {len(set(names))} names, but {shown(path)} ({key}) has "
-            f"the label {max(numbers)}; give one name a line, all different, in the order of the numbers"
+            f"the label {most}; give one name a line, all different, in the order of the numbers"
         )
-    return {label: names[number - first] for label, number in zip(labels, numbers, strict=True)}
+    return {label: names[int(label) - first] for label in set(chosen.values())}
+
+
+def _first_number(chosen, names, path, key):
+    """Whether the numbers of a list count from 0 or from 1.
+
+    The number 0 says it, and so does one that only the last name can have. A list that lacks both the first
+    and the last class is told by the folders of its images, where these have the names of the classes.
+    """
+    numbers = {int(label) for label in chosen.values()}
+    if 0 in numbers or max(numbers) > len(names):
+        return 0
+    if len(names) in numbers:
+        return 1
+    folders = {(os.path.basename(os.path.dirname(name)), int(label)) for name, label in chosen.items()}
+    found = {number - names.index(folder) for folder, number in folders if folder in names}
+    if found in ({0}, {1}):
+        return found.pop()
+    raise UserError(
+        f"{key}: {shown(path)} has labels from {min(numbers)} to {max(numbers)} for {len(names)} classes, "
+        "which may count from 0 or from 1; write names as labels"
+    )
 
 
 # Official split lists

@@ -10,10 +10,10 @@ import posixpath
 import stat
 import tarfile
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from model_utils.archives import DAMAGED
 from model_utils.errors import UserError
 from src.data import decode as image_files
 from src.data import download
@@ -98,7 +98,7 @@ def _collect(path):
                 return _from_tgz(file, path)
             if start[:2] == b"PK":
                 return _from_zip(file, path)
-    except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: truncated or damaged archive ({error}); download {BSDS500_URL} again"
         ) from error

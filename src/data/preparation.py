@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB values in [0, 1]
+STRIP = 20  # times its short side, an image counts as a strip
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 
 
@@ -73,6 +74,7 @@ class Preparation:
     def view(self, image):
         """The evaluation's view of one image: uint8 (H, W[, 3]) -> (size, size[, 3])."""
         side = max(self.size, int(self.size / self.crop_pct))
+        image = _middle(image)
         height, width = image.shape[:2]
         if height <= width:
             height, width = side, max(side, int(side * width / height))
@@ -85,6 +87,13 @@ class Preparation:
     def as_dict(self):
         """What JSON can hold; `read` takes it back."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def _middle(image):
+    """An image without the ends of a strip: enlarged as a whole, a line of pixels would take gigabytes."""
+    most = STRIP * min(image.shape[:2])
+    top, left = (max(0, length - most) // 2 for length in image.shape[:2])
+    return image[top : top + most, left : left + most]
 
 
 def resize(image, height, width):

@@ -16,7 +16,7 @@ from src.data.files import LeftOut, shown
 log = logging.getLogger("run")
 
 RESERVE = 1 / 8  # of all memory stays free for others
-CHECK = 256  # images kept between two looks at the memory: some tens of megabytes
+CHECK = 32 * 2**20  # bytes kept between two looks at the memory
 CHUNK = 8  # images of one task
 
 
@@ -92,6 +92,7 @@ class Reader:
         self.files, self.workers, self.prepare = files, workers or Workers(), prepare
         self.left_out = left_out or LeftOut()
         self.bad, self.kept, self._room = {}, {}, keep
+        self._unchecked = CHECK  # bytes kept since the last look at the memory
         self._lock = threading.Lock()
         self._groups = self._names = self._left = self._failure = None
 
@@ -191,9 +192,11 @@ class Reader:
         )
 
     def _keep(self, index, image):
+        if image.base is not None:  # the middle of a larger one, which would be kept with it
+            image = image.copy()
         with self._lock:
-            if len(self.kept) % CHECK == 0 and self._room:
-                found = memory.free()
+            if self._unchecked >= CHECK and self._room:
+                self._unchecked, found = 0, memory.free()
                 self._room = found is None or found[0] > found[1] * RESERVE
                 if not self._room:
                     log.warning(
@@ -204,6 +207,7 @@ class Reader:
                     )
             if self._room:
                 self.kept[index] = image
+                self._unchecked += image.nbytes
 
 
 class Ahead:

@@ -127,7 +127,8 @@ def open_set(config, left_out, least_sources):
     """(the set, names of its source domains in its order); the target is `target_domain`.
 
     Raises:
-        UserError: a target or source that the set does not have, or fewer than `least_sources` sources.
+        UserError: a target or source that the set does not have, fewer than `least_sources` sources, or a
+            source called "target".
     """
     kind = config.domain_set or "folders"
     domain_set = SETS[kind](config, left_out)
@@ -152,4 +153,13 @@ def open_set(config, left_out, least_sources):
             f"target_domain: without {target} {few} left ({kind} has {names}; source_domains is "
             f"{config.source_domains or 'empty'!r}); {least_sources} or more are needed"
         )
+    check_roles(sources, target)
     return domain_set, sources
+
+
+def check_roles(sources, target):
+    """UserError where a domain has the name of the other role: their images and figures would be mixed up."""
+    for name, clashes in (("target", "target" in sources), ("source", target == "source")):
+        if clashes:
+            role = "source" if name == "target" else "target"
+            raise UserError(f"domains_image_root: its domain {name} would be a {role}; rename that folder")

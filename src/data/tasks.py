@@ -309,7 +309,9 @@ class Task:
 
     def _open(self, name, role, count, listing=None):
         """Count the images of a loader; the Reader of a listing."""
-        title = name if self.form.key == "dataset_path" else f"{name} {role}"
+        # train/ and val/ of an image folder are called after themselves.
+        alone = self.form.key == "dataset_path" and role != "held out"
+        title = name if alone else f"{name} {role}"
         reader = None
         if listing is not None:
             keep = self.config.cache == "memory"

@@ -9,6 +9,7 @@ import numpy as np
 
 from model_utils.optional import require
 from model_utils.run_log import read_metrics
+from src.data.files import shown
 from src.evaluation.evaluate import evaluating
 
 BATCH = 50  # images whose features are taken at once
@@ -28,11 +29,11 @@ def pyplot():
 
 
 def _series(rows):
-    """{"kind/name": (steps, values)} of all scalars in metrics.jsonl."""
+    """{"kind/name": (steps, values)} of all scalars in metrics.jsonl; "steps" is the length of the run."""
     series = {}
     for row in rows:
         for name, value in row.items():
-            if name in ("kind", "step", "phase", "seconds"):
+            if name in ("kind", "step", "steps", "phase", "seconds"):
                 continue
             steps, values = series.setdefault(f"{row['kind']}/{name}", ([], []))
             steps.append(row["step"])
@@ -56,15 +57,21 @@ def curves(output_dir):
         figure, axes = plt.subplots(figsize=(8, 5))
         for name, (steps, values) in sorted(chosen.items()):
             few = name.startswith("test") or name.startswith("validation")
-            axes.plot(steps, values, marker="o" if few else None, markersize=3, label=name)
+            axes.plot(steps, values, marker="o" if few else None, markersize=3, label=shown(name))
         axes.set(xlabel="training step", ylabel=title, title=title)
         if len(chosen) > 1 and title == "hyper-parameters":
             axes.set_yscale("symlog", linthresh=1e-4)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        _legend(axes)
         figure.tight_layout()
         figure.savefig(Path(output_dir) / file_name, dpi=110)
         plt.close(figure)
+
+
+def _legend(axes):
+    """A legend of names as they are: a folder may be called $a_b$."""
+    for text in axes.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
 
 
 def _rules(plt, series, path):
@@ -73,11 +80,11 @@ def _rules(plt, series, path):
     for name, (steps, values) in sorted(series.items()):
         span = max(values) - min(values)
         heights = [(value - min(values)) / span if span else 0.5 for value in values]
-        label = f"{name.split('/')[1]} {min(values):.3g} to {max(values):.3g}"
+        label = f"{shown(name.split('/')[1])} {min(values):.3g} to {max(values):.3g}"
         axes.plot(steps, heights, marker="o", markersize=3, label=label)
     axes.set(xlabel="training step", ylabel="lowest to highest value", title="rules of selection")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -116,7 +123,7 @@ def embedding(before, after, path):
         begin = 0
         for marker, (domain, (part, labels)) in zip(itertools.cycle("ox^svD*P"), collected.items()):  # noqa: B905 - endless
             own = points[begin : begin + len(part)]
-            style = {"s": 9, "marker": marker, "label": domain}
+            style = {"s": 9, "marker": marker, "label": shown(domain)}
             colour = {"c": "lightgrey"}  # of images without labels
             if (labels >= 0).all():
                 colour = {"c": labels, "cmap": "tab10", "vmin": 0, "vmax": highest}
@@ -125,8 +132,7 @@ def embedding(before, after, path):
             begin += len(part)
         for axes, kind in ((by_class, "class"), (by_domain, "domain")):
             axes.set(title=f"{title}, colour: {kind}", xticks=[], yticks=[])
-            for text in axes.legend(fontsize=8).get_texts():
-                text.set_parse_math(False)  # a folder may be called $a_b$
+            _legend(axes)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -73,8 +73,7 @@ def build(
 
 def target_accuracy(content):
     """The accuracy in [0, 1] on the target, of the content of a result.json; None if it has none."""
-    accuracies = content["accuracy"]
-    return accuracies.get("target", accuracies.get(content.get("target_domain")))
+    return content["accuracy"].get(content.get("target_domain") or "target")
 
 
 def write(content, path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from model_utils.errors import UserError
 from src.data.domains import Opening, class_names, find_parts
 from src.data.files import LeftOut, scan
 from src.data.forms import Form, agreed
@@ -21,18 +22,23 @@ def open_test_sets(settings, place, classes, method, preparation):
         preparation: of the network's images.
 
     Raises:
-        UserError: no such data, or classes that do not match.
+        UserError: no such data, none with labels, or classes that do not match.
     """
-    if _is_whole(settings):
+    if _is_whole(settings, method):
         task = _whole_folder(settings, place, classes)
     else:
         task = open_task(settings, place, classes, method.LEAST_SOURCES)
-    return task, task.test(preparation, method.evaluation_batch(settings))
+    test_sets = task.test(preparation, method.evaluation_batch(settings))
+    if not test_sets:
+        raise UserError(f"{task.form.key}: there are no labelled images to test on; give a folder of classes")
+    return task, test_sets
 
 
-def _is_whole(settings):
+def _is_whole(settings, method):
     """Whether `dataset_path` alone names the data, and is a folder of classes without train/ and val/."""
-    others = ("domain_set", "domains_image_root", "source_dataset_name", "source_image_root")
+    others = ["domain_set", "domains_image_root", "source_dataset_name", "source_image_root"]
+    if method.LEAST_SOURCES == 0:  # a target alone is data enough
+        others += ["target_dataset_name", "target_image_root"]
     folder = settings.dataset_path
     if not folder or not Path(folder).is_dir() or any(getattr(settings, name) for name in others):
         return False

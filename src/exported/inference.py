@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 import numpy as np
+from scipy.special import softmax
 
 from model_utils.errors import UserError
 from src.data import lists
@@ -76,8 +77,7 @@ def ranking(logits, top=TOP):
 
 def probabilities(logits):
     """Softmax over the last axis."""
-    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    return softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 @dataclasses.dataclass

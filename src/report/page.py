@@ -76,7 +76,8 @@ def _content(cell, sets, folder, result):
         "version": model_utils.named_version(),
         "classes": names,
         "needs": _needs(prepared),
-        "examples": {name: _examples(loader, cell.config.seed) for name, loader in sets.items()},
+        "accuracies": {shown(name): value for name, value in result["accuracy"].items()},
+        "examples": {shown(name): _examples(loader, cell.config.seed) for name, loader in sets.items()},
         "target": None if found is None else _of_target(target, sets[target], found, names),
         "shares": None if found is None else _shares(cell, found, names),
         "held_out": _held_out(folder),
@@ -103,8 +104,8 @@ def _needs(prepared):
 
 def _examples(loader, seed):
     """A few pictures of a domain, drawn by seed from all over it."""
-    count = min(EXAMPLES, len(loader.indices))
-    chosen = np.random.default_rng(seed).choice(loader.seen(), count, replace=False)
+    seen = loader.seen()  # without files that can't be read
+    chosen = np.random.default_rng(seed).choice(seen, min(EXAMPLES, len(seen)), replace=False)
     return [Picture(pictures.embedded(pictures.picture(loader, i)), _name(loader, i)) for i in sorted(chosen)]
 
 
@@ -128,8 +129,9 @@ def _of_target(domain, loader, found, names):
         "least certain": found.least_certain(EXAMPLES),
     }
     return {
-        "domain": domain,
+        "domain": shown(domain),
         "count": len(found.predicted),
+        "all": loader.total,  # of which this process tests a share, if there are several
         "accuracy": found.accuracy(),
         "confusion": rows,
         "draws_matrix": len(names) <= MATRIX,
@@ -158,7 +160,7 @@ def _held_out(folder):
     """{name: accuracy} of the last validation on held-out source images."""
     rows = [row for row in read_metrics(Path(folder) / "metrics.jsonl") if row["kind"] == "validation"]
     figures = rows[-1].items() if rows else ()
-    return {name: v for name, v in figures if name.endswith("accuracy") and name != "domain_accuracy"}
+    return {shown(name): v for name, v in figures if name.endswith("accuracy") and name != "domain_accuracy"}
 
 
 def _commands(config, result):

@@ -15,13 +15,8 @@ from src.evaluation import result
 from src.selection import pool as pools
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; python -m src.selection --help explains the options")
-
-
 def main():
-    parser = Parser(
+    parser = cli.Parser(
         prog="python -m src.selection",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

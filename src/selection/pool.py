@@ -16,6 +16,7 @@ from src.selection.probe import PREDICTIONS
 
 GATE = 0.9  # a candidate needs this share of the best held-out source accuracy
 DEFAULT = "ensv"
+TASK = ("domain_set", "target_dataset_name", "target_domain", "target_split")  # keys that say which it is
 
 
 @dataclasses.dataclass

@@ -35,6 +35,8 @@ def words(settings):
             f"objective: {NAME} trains on one source fewer, and {settings.method} needs {least}; there are "
             f"{len(sources)}: give more domains, or choose another objective"
         )
+    for name in sources:
+        sets.check_roles([other for other in sources if other != name], name)
     return {
         name: [f"--target_domain={name}", f"--source_domains={','.join(s for s in sources if s != name)}"]
         for name in sources
@@ -42,5 +44,5 @@ def words(settings):
 
 
 def accuracy(folder):
-    """The accuracy in [0, 1] on the source that a finished run left out."""
+    """The accuracy in [0, 1] on the source that a finished run left out; None if it has none."""
     return target_accuracy(json.loads((folder / "result.json").read_text(encoding="utf-8")))

@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import sqlite3
 import statistics
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import optuna
 import yaml
@@ -21,6 +21,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from model_utils import child, config
+from model_utils.checkpoint import atomic
 from model_utils.errors import UserError
 from src import selection
 from src.selection import pool as pools
@@ -38,7 +39,7 @@ class Sweep:
     """A sweep in its folder.
 
     Args:
-        folder: of the sweep; trials are in folder/trial-0000/seed-0.
+        folder: of the sweep, absolute; trials are in folder/trial-0000/seed-0.
         words: of every train.py, e.g. ["--config=configs/photos.yaml"].
         space: {key: optuna distribution}.
         options: has `trials` and OF_A_SWEEP.
@@ -106,7 +107,8 @@ class Sweep:
         """
         trials = self._trials_of_batch()
         values = [{name: self._suggest(trial, name) for name in self.space} for trial in trials]
-        with child.Group() as group, ThreadPoolExecutor(len(trials)) as threads:
+        # Where the sweep was started: the paths among the words are seen from there.
+        with child.Group(os.getcwd()) as group, ThreadPoolExecutor(len(trials)) as threads:
             shares = child.shares(self.options.workers)
             ends = list(threads.map(functools.partial(self._end, group), trials, values, shares))
         # All ends are kept before the first one counts: no trial is judged by others of its batch.
@@ -186,7 +188,7 @@ class Sweep:
         return self.folder / f"trial-{number:04d}" / f"seed-{seed}{without}"
 
     def _train(self, folder, words, start, until):
-        words = ["train.py", *words, "--report=false"]
+        words = [str(config.ROOT / "train.py"), *words, "--report=false"]
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         while True:
@@ -204,11 +206,11 @@ class Sweep:
 
     def _objective(self, folder):
         if self.left_out:
-            return leave_one_out.accuracy(folder)
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if self.options.objective == TARGET:
+            value = leave_one_out.accuracy(folder)
+        elif self.options.objective == TARGET:
             value = pools.read(folder).accuracy
         else:
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             value = result.get("selection", {}).get(self.options.objective)
         if value is None:
             raise TrialFailed(f"the run has no {self.options.objective}")
@@ -225,6 +227,10 @@ class Sweep:
         """{trial's number: its objective} of all trials that did not fail."""
         good = (trial for trial in self.study.trials if trial.state == TrialState.COMPLETE)
         return {trial.number: trial.value for trial in good}
+
+    def pruned(self):
+        """How many trials were stopped early."""
+        return sum(trial.state == TrialState.PRUNED for trial in self.study.trials)
 
     def failures(self):
         """{trial's number: its one line}."""
@@ -275,16 +281,18 @@ def check_objective(name, oracle, sees_target=True):
         )
 
 
-def write_winner(path, words, values, line):
-    """Write what the chosen trial was trained with as a YAML file that train.py --config takes.
+def write_winner(path, words, values, seed, line):
+    """Write what the chosen run was trained with as a YAML file that train.py --config takes.
 
-    words: of the sweep's train.py. values: of the trial. line: a comment that says where it comes from.
+    words: of the sweep's train.py. values: of the trial. seed: of the run. line: a comment that says where it
+    comes from.
     """
     given = config.read_arguments(words)
     overlay = config.read_yaml(given.pop("config")) if "config" in given else {}
-    content = {**overlay, **given, **values, "output_dir": "outputs/winner"}
+    content = {**overlay, **given, **values, "seed": seed, "output_dir": "outputs/winner"}
     text = yaml.safe_dump(content, sort_keys=False)
-    Path(path).write_text(f"# {line}\n{text}", encoding="utf-8")
+    with atomic(path) as temporary:
+        temporary.write_text(f"# {line}\n{text}", encoding="utf-8")
 
 
 def _shown(value):

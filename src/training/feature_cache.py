@@ -104,6 +104,9 @@ class FeatureCache:
     def _store(self, loader, view):
         """The Store of a view of a loader's images: PLAIN, or the number of an augmented view."""
         kind = PLAIN if view == PLAIN else f"{augmentation(loader.loader)}, view {view}"
+        resize = "area" if loader.loader.files is not None else loader.loader.arrays.resize
+        if resize != "area":  # which stores were named without
+            kind += f", digits resized by {resize}"
         if kind not in self._stores:
             preparation = dataclasses.asdict(self.network.preparation)
             for name in ("crop_scale_min", "flip"):
