@@ -23,7 +23,7 @@ class Watch:
     how fast anything was. The last evaluation stops nothing.
 
     Args:
-        study: Optuna's. rule: the objective.
+        study: Optuna's, of the trials of earlier batches. rule: the objective.
     """
 
     def __init__(self, study, rule):

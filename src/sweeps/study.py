@@ -107,10 +107,14 @@ class Sweep:
         """
         trials = self._trials_of_batch()
         values = [{name: self._suggest(trial, name) for name in self.space} for trial in trials]
+        # The storage is read here: the threads only run trials.
+        numbers, known = zip(*((trial.number, trial.user_attrs.get(END)) for trial in trials), strict=True)
+        watch = self._watch()
         # Where the sweep was started: the paths among the words are seen from there.
         with child.Group(os.getcwd()) as group, ThreadPoolExecutor(len(trials)) as threads:
             shares = child.shares(self.options.workers)
-            ends = list(threads.map(functools.partial(self._end, group), trials, values, shares))
+            run = functools.partial(self._end, watch, group)
+            ends = list(threads.map(run, numbers, known, values, shares))
         # All ends are kept before the first one counts: no trial is judged by others of its batch.
         for trial, end in zip(trials, ends, strict=True):
             trial.set_user_attr(END, dataclasses.asdict(end))
@@ -144,14 +148,21 @@ class Sweep:
         new = range(len(self.study.trials), min(end, self.options.trials))
         return begun + [self.study.ask() for _ in new]
 
-    def _end(self, group, trial, values, cores):
-        """Run a trial; its End."""
-        if known := trial.user_attrs.get(END):
+    def _watch(self):
+        """The Watch over the trials of a batch, or None: it knows what is finished now, and only that."""
+        if self.options.prune != "true":
+            return None
+        earlier = optuna.create_study(direction="maximize")
+        earlier.add_trials([trial for trial in self.study.trials if trial.state in FINISHED])
+        return pruning.Watch(earlier, self.options.objective)
+
+    def _end(self, watch, group, number, known, values, cores):
+        """Run a trial; its End. known: that of a trial that has one already, else None."""
+        if known:
             return End(**known)
-        watch = pruning.Watch(self.study, self.options.objective) if self.options.prune == "true" else None
         start = functools.partial(group.run, cores=cores)
         try:
-            return End(TrialState.COMPLETE.name, self._run(trial.number, values, start, watch))
+            return End(TrialState.COMPLETE.name, self._run(number, values, start, watch))
         except pruning.Pruned as pruned:
             return End(TrialState.PRUNED.name, line=str(pruned))
         except TrialFailed as failure:
