@@ -1,7 +1,8 @@
 """Runs that are killed again and again, and must end as if nothing had happened.
 
-    python -m benchmarks.kill_drill [--kills N] [--kills_of_a_run K] [--minutes M] [--only dann …] [--seed S]
-                                    [--save [--name NAME]]
+    python -m benchmarks.kill_drill [--kills N] [--kills_of_a_run K] [--minutes M] [--only dann …]
+                                    [--mode pynative] [--seed S] [--save [--name NAME]]
+    python -m benchmarks.kill_drill --kept
 
 Each scenario is a short real run that is made once without a fault, for reference. Then it is made again and
 killed with SIGKILL: while a checkpoint is being written, up to 50 ms after a step, or at any moment between
@@ -10,17 +11,14 @@ newest checkpoint is cut short as well, as a machine that lost its power may lea
 (`--resume true`; a sweep by the same command) until it ends. What it leaves then is compared with the
 reference: parameters, optimizer state, the network's file, all logged values; of a sweep each trial's values,
 objective and network. Goes through the scenarios in turn, K kills in each run, until N kills are made or M
-minutes are over; the run in hand is brought to its end. `--save` keeps the figures of each run as it ends, in
-benchmarks/results/devices/NAME.json.
+minutes are over; the run in hand is brought to its end. `--save` keeps the figures after each run, in
+benchmarks/results/devices/NAME.json; `--kept` prints the table of docs/distributed.md from such files.
 """
 
 import argparse
-import dataclasses
 import itertools
-import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,85 +27,14 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import ends, positive
+from benchmarks import ends, kill_figures, kill_scenarios, positive
 from model_utils import checkpoint, cli
-from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 
-KEPT = ROOT / "benchmarks" / "results" / "devices"
-NAME = "kill_drill"
-NO_LIMIT = 1e9  # minutes
 LIMIT = 1800  # seconds for anything that takes a few; other programs may need the machine
 MOMENTS = ("writing", "step", "any")
-EVERY_STEP = {"save_checkpoint_steps": 1, "eval_interval": 10**9, "tensorboard": "false", "log_interval": 1}
 _started = []  # every process of the drill, so that none is left behind
-SWEEP_SPACE = "lr: {low: 0.001, high: 0.01, log: true}\nmcc_weight: [0.5, 1.0]\n"
-
-
-@dataclasses.dataclass
-class Scenario:
-    """A run to be killed: its configuration, keys and steps; `processes` of it, or a sweep of such runs."""
-
-    name: str
-    config: str
-    steps: int
-    keys: dict = dataclasses.field(default_factory=dict)
-    processes: int = 1
-    trials: int = 0
-
-    def words(self, folder):
-        """The command of one start in a folder."""
-        keys = {
-            "config": self.config,
-            "device_target": "CPU",
-            **EVERY_STEP,
-            **self.keys,
-            "output_dir": folder,
-        }
-        if self.keys.get("cache_features"):
-            keys["feature_folder"] = folder / "features"
-        if self.trials:
-            space = folder.parent / "space.yaml"
-            space.write_text(SWEEP_SPACE, encoding="utf-8")
-            keys |= {"space": space, "trials": self.trials}
-            del keys["log_interval"]
-            return [sys.executable, "sweep.py", *options(keys)]
-        if checkpoint.listed(folder):  # killed before its first checkpoint it starts again
-            keys["resume"] = "true"
-        if self.processes == 1:
-            return [sys.executable, "train.py", *options(keys)]
-        return ["bash", "scripts/run_train_cpu.sh", str(self.processes), *options(keys)]
-
-    def end(self, folder):
-        """All that a finished run leaves, to be compared; see benchmarks/ends.py."""
-        return (ends.of_sweep if self.trials else ends.of_run)(folder, self.steps)
-
-
-def scenarios(data):
-    """Every Scenario. data: a folder for the images of HarDNet."""
-    tiny = "tests/tiny/{}.yaml"
-    dann = {"n_pretrain_epochs": 1, "n_epoch": 1, "steps_per_epoch": 12}
-    cached = {"freeze_backbone": "true", "cache_features": "true", "pretrained": "none", "iterations": 24}
-    adda = {"iterations": 10, "discriminator_iterations": 4, "adversary_iterations": 10}
-    hardnet = {"epoch_size": 8, "dataset_path": data}
-    masf = {"train_iterations": 24, "meta_order": "first"}
-    return [
-        Scenario("dann", tiny.format("dann"), 24, dann),
-        Scenario("kept features", tiny.format("mcc"), 24, cached),
-        Scenario("dann, 2 processes", tiny.format("dann"), 24, dann, processes=2),
-        Scenario("sweep", tiny.format("mcc"), 4, trials=2),
-        Scenario("masf", tiny.format("masf"), 24, masf),
-        Scenario("adda", tiny.format("adda"), 24, adda),
-        Scenario("hardnet", tiny.format("hardnet"), 24, hardnet),
-        Scenario("kept features, 2 processes", tiny.format("mcc"), 24, cached, processes=2),
-        Scenario("masf, 2 processes", tiny.format("masf"), 24, masf, processes=2),
-    ]
-
-
-def options(keys):
-    """{'lr': 1} -> ['--lr=1']."""
-    return [f"--{name}={value}" for name, value in keys.items()]
 
 
 # Faults
@@ -218,20 +145,6 @@ def cut_short(folder, rng):
 # The drill
 
 
-@dataclasses.dataclass
-class Figures:
-    """What was done to one scenario."""
-
-    kills: int = 0
-    half_written: int = 0  # kills that left a checkpoint half written
-    one_worker: int = 0  # kills of one worker of several
-    cut_short: int = 0  # checkpoints cut short besides
-    starts: int = 0
-    runs: int = 0
-    identical: int = 0
-    failures: list = dataclasses.field(default_factory=list)  # what went wrong, in words
-
-
 def finish(scenario, folder):
     """Bring a run to its end; what it leaves.
 
@@ -294,7 +207,7 @@ def drill(chosen, kills, of_a_run, minutes, rng, folder):
 
     Yields ({scenario's name: Figures}, seconds) after each run.
     """
-    begun, found, undisturbed = time.monotonic(), {one.name: Figures() for one in chosen}, {}
+    begun, found, undisturbed = time.monotonic(), {one.name: kill_figures.Figures() for one in chosen}, {}
     for turn, (number, scenario) in enumerate(itertools.cycle(enumerate(chosen))):
         done = sum(figures.kills for figures in found.values())
         if done >= kills or time.monotonic() - begun > 60 * minutes:
@@ -310,41 +223,37 @@ def drill(chosen, kills, of_a_run, minutes, rng, folder):
         yield found, time.monotonic() - begun
 
 
-def table(found):
-    """The figures as lines of a Markdown table, with their sums."""
-    names = [field.name for field in dataclasses.fields(Figures) if field.type is int]
-    heads = ["scenario", *(name.replace("_", " ") for name in names)]
-    rows = {name: dataclasses.asdict(figures) for name, figures in found.items() if figures.starts}
-    rows["all"] = {name: sum(row[name] for row in rows.values()) for name in names}
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return lines + [f"| {name} | {' | '.join(str(row[n]) for n in names)} |" for name, row in rows.items()]
-
-
-def save(name, found, command, seconds):
-    """Keep the figures under a name."""
-    rows = {name: dataclasses.asdict(figures) for name, figures in found.items()}
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with atomic(KEPT / f"{name}.json") as temporary:
-        text = json.dumps({"command": command, "seconds": round(seconds), "scenarios": rows}, indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=positive, default=300)
     parser.add_argument("--kills_of_a_run", type=positive, default=4, metavar="K")
-    parser.add_argument("--minutes", type=float, default=NO_LIMIT, help="begin no run after this time")
+    parser.add_argument(
+        "--minutes", type=float, default=kill_figures.NO_LIMIT, help="begin no run after this time"
+    )
     parser.add_argument("--only", nargs="+", metavar="SCENARIO")
+    parser.add_argument(
+        "--mode",
+        choices=("graph", "pynative"),
+        default="graph",
+        help="of the runs; pynative compiles nothing",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--save", action="store_true", help="keep the figures")
-    parser.add_argument("--name", default=NAME, help=f"of the file that keeps them (default {NAME})")
+    parser.add_argument(
+        "--name", default=kill_figures.NAME, help="of the file that keeps them (default %(default)s)"
+    )
+    parser.add_argument("--kept", action="store_true", help="print the table of the kept figures, and end")
     arguments = parser.parse_args()
+    if arguments.kept:
+        print("\n".join(kill_figures.kept_table()))
+        return 0
     from tests import helpers
 
     with tempfile.TemporaryDirectory(prefix="kill-drill-") as folder:
-        every = {one.name: one for one in scenarios(helpers.make_data("hardnet")["dataset_path"])}
+        data = helpers.make_data("hardnet")["dataset_path"]
+        every = {one.name: one for one in kill_scenarios.scenarios(data, arguments.mode)}
         unknown = [name for name in arguments.only or () if name not in every]
         if unknown:
             raise UserError(f"only: there is no scenario {unknown[0]!r}; there are {', '.join(every)}")
@@ -353,9 +262,9 @@ def main():
         try:
             limits = arguments.kills, arguments.kills_of_a_run, arguments.minutes
             for found, seconds in drill(chosen, *limits, rng, Path(folder)):
-                print(f"{seconds:.0f} s", *table(found), sep="\n", flush=True)
+                print(f"{seconds:.0f} s", *kill_figures.table(found), sep="\n", flush=True)
                 if arguments.save:
-                    save(arguments.name, found, command(arguments), seconds)
+                    kill_figures.save(arguments.name, found, kill_figures.command(arguments), seconds)
         finally:
             for process in _started:
                 if process.poll() is None:
@@ -364,17 +273,6 @@ def main():
     if failures:
         raise UserError(f"{len(failures)} runs did not end as they should: {'; '.join(failures)}")
     return 0
-
-
-def command(arguments):
-    """The command that these arguments came from."""
-    words = ["python -m benchmarks.kill_drill", f"--kills {arguments.kills}"]
-    words.append(f"--kills_of_a_run {arguments.kills_of_a_run}")
-    if arguments.minutes < NO_LIMIT:
-        words.append(f"--minutes {arguments.minutes:g}")
-    if arguments.only:
-        words.append(f"--only {shlex.join(arguments.only)}")
-    return " ".join([*words, f"--seed {arguments.seed}"])
 
 
 if __name__ == "__main__":

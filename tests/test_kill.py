@@ -10,20 +10,20 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks import ends, kill_drill
-from tests.helpers import fails, make_data
+from benchmarks import ends, kill_drill, kill_figures, kill_scenarios
+from tests.helpers import ROOT, fails, make_data
 
 THOROUGH = os.environ.get("THOROUGH") == "1"
 KILLS = 4 if THOROUGH else 2
-SCENARIOS = [scenario.name for scenario in kill_drill.scenarios(None)]
+SCENARIOS = [scenario.name for scenario in kill_scenarios.scenarios(None)]
 
 
 def drilled(name, moments, folder, seed=7):
     """The Figures of runs of a scenario with these kills, two at most for each run."""
     data = make_data("hardnet")["dataset_path"] if name == "hardnet" else None
-    (scenario,) = (one for one in kill_drill.scenarios(data) if one.name == name)
+    (scenario,) = (one for one in kill_scenarios.scenarios(data) if one.name == name)
     undisturbed = kill_drill.reference(scenario, folder / "reference")
-    figures, rng = kill_drill.Figures(), random.Random(seed)
+    figures, rng = kill_figures.Figures(), random.Random(seed)
     while figures.kills < len(moments):
         left = moments[figures.kills : figures.kills + 2]
         kill_drill.one_run(scenario, folder / f"run-{figures.runs}", undisturbed, left, rng, figures)
@@ -43,6 +43,12 @@ def test_other_runs_that_are_killed_end_so_too(name, tmp_path):
     assert figures.kills == 1 and figures.identical == figures.runs > 0
 
 
+def test_the_page_has_the_table_of_the_kept_drills():
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    table = kill_figures.kept_table()
+    assert len(table) > 3 and "\n".join(table) in page
+
+
 def test_where_two_ends_differ():
     one = {"a": np.ones(2, np.float32), "b": np.zeros(1)}, {"a": np.ones(2)}, [{"step": 1, "loss": 0.5}]
     assert ends.difference(one, one) is None
@@ -53,9 +59,9 @@ def test_where_two_ends_differ():
 
 
 def test_a_run_that_ends_otherwise_is_found(tmp_path, monkeypatch):
-    scenario = kill_drill.scenarios(None)[0]
+    scenario = kill_scenarios.scenarios(None)[0]
     monkeypatch.setattr(kill_drill, "finish", lambda *_: {"a": 1})
-    figures = kill_drill.Figures()
+    figures = kill_figures.Figures()
     fails(
         lambda: kill_drill.one_run(
             scenario, tmp_path / "run", ({"a": 2}, 1.0), [], random.Random(0), figures
