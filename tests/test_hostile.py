@@ -21,7 +21,7 @@ from src.data import idx, svhn
 from src.exported import model_files
 from src.networks import _hardnet_weights
 from src.setup import settings as experiment
-from tests.test_reported import write_onnx
+from tests.test_reported_causes import write_onnx
 
 EXAMPLES = settings(
     max_examples=int(os.environ.get("EXAMPLES", "60")),
