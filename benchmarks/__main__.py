@@ -24,6 +24,7 @@ from model_utils import cli
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
+from src.evaluation import result
 
 PLAN = ROOT / "benchmarks" / "plan.yaml"
 
@@ -37,7 +38,8 @@ def measure(command):
         environment = {**os.environ, report.VARIABLE: str(path)}
         done = subprocess.run(words, cwd=ROOT, env=environment, check=False)
         rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [{**json.loads(row), "command": command} for row in rows], done.returncode
+        about = {"command": command, "machine": result.machine()}
+        return [{**json.loads(row), **about} for row in rows], done.returncode
 
 
 def table(rows):

@@ -183,13 +183,17 @@ def _sections(sections, groups, used):
         yield "\n\n".join(part for part in parts if part)
 
 
+def _machine(machine):
+    count = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"{count} of {machine['processor']}"
+
+
 def _machines(groups):
     seen = {}
     for (experiment, _), results in groups.items():
         for result in results:
-            machine, versions = result["machine"], result["versions"]
-            count = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-            shown = f"{count} of {machine['processor']}, {result['device']}; " + ", ".join(
+            versions = result["versions"]
+            shown = f"{_machine(result['machine'])}, {result['device']}; " + ", ".join(
                 f"{name} {version}" for name, version in versions.items()
             )
             seen.setdefault(shown, set()).add(experiment)
@@ -199,10 +203,10 @@ def _machines(groups):
 def _figures_table(content):
     if not content["figures"]:
         return ""
-    lines = ["| measured | | command |", "|---|---|---|"]
+    lines = ["| measured | | on | command |", "|---|---|---|---|"]
     for row in content["figures"]:
         value = f"{row['text']} {row['unit']}".strip()
-        lines.append(f"| {row['name']} | {value} | `{row['command']}` |")
+        lines.append(f"| {row['name']} | {value} | {_machine(row['machine'])} | `{row['command']}` |")
     return "## Speed and memory\n\n`python -m benchmarks` prints these, one run of each.\n\n" + "\n".join(
         lines
     )

@@ -23,6 +23,11 @@ def _processor():
     return names[0] if names else platform.machine()
 
 
+def machine():
+    """{"processor": its name, "cores": those that this process may use}."""
+    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+
+
 def build(
     config,
     device,
@@ -62,7 +67,7 @@ def build(
         **({"selection": judged} if judged else {}),
         **({} if task is None else {"images": task.images, "left_out": task.left_out}),
         "command": shown(shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])),
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "machine": machine(),
         "versions": {
             "python": platform.python_version(),
             "mindspore": metadata.version("mindspore"),
