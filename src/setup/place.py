@@ -19,9 +19,15 @@ def set_up(config, exact=False):
 
 def _prepare_cpu(config, one_of_several):
     """CPU settings of this process; returns a line that says which convolution is in use."""
-    # The operator holds batch normalisations inside, where another process's sums cannot come in.
-    joined = config.sync_bn and one_of_several
-    if config.cpu_operator and not joined:
+    if not config.cpu_operator:
+        reason = "cpu_operator is false"
+    elif config.sync_bn and one_of_several:
+        # The operator holds batch normalisations inside, where another process's sums cannot come in.
+        reason = "sync_bn"
+    elif config.amp_level != "O0":
+        # It knows float32 only. MindSpore's own convolution of float16 needs the setting without it.
+        reason = f"amp_level {config.amp_level}"
+    else:
         return ops.prepare()
     ops.tune_plain()
-    return f"CPU operator: plain MindSpore operators ({'sync_bn' if joined else 'cpu_operator is false'})"
+    return f"CPU operator: plain MindSpore operators ({reason})"
