@@ -32,7 +32,7 @@ def main():
 
     method = find_method(settings.method)
     settings = modelarts.prepare(settings)
-    place = set_up(settings)
+    place = set_up(settings.replace(amp_level="O0"))  # evaluation is float32, however the network was trained
     run_log.setup(rank=place.rank)
     for note in place.notes:
         run_log.log.info(note)

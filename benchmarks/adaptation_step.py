@@ -9,15 +9,13 @@ medians, and the losses of the first steps. Needs PyTorch (CPU), which the proje
 """
 
 import argparse
-import statistics
 
 import numpy as np
 
 from benchmarks import positive, report
-from benchmarks.measure import timed
 from model_utils import cli
 
-CLASSES, BOTTLENECK, STRENGTH, LR, WARM_UP = 10, 256, 0.5, 1e-3, 3
+CLASSES, BOTTLENECK, STRENGTH, LR = 10, 256, 0.5, 1e-3
 VARIANTS = ("39ds", "68ds", "68", "85")
 
 
@@ -96,15 +94,9 @@ def main():
     options = parser.parse_args()
     values, ours = our_side(options)
     sides = {"ours": ours, "PyTorch": torch_side(values, options)}
-    losses = [[step() for step in sides.values()] for _ in range(WARM_UP)]
-    rounds = [[timed(step, options.steps) for step in sides.values()] for _ in range(options.rounds)]
-    medians = dict(zip(sides, map(statistics.median, zip(*rounds, strict=True)), strict=True))
     n, size = options.batch, options.size
-    print(f"median of {options.rounds} alternating rounds of {options.steps} steps")
     name = f"DANN step, {options.network}, {n} + {n} images of {size}x{size}"
-    report.ratio(name, medians["ours"], medians["PyTorch"], "ms")
-    shown = ", ".join(f"{a:.5f} {b:.5f}" for a, b in losses)
-    print(f"loss of the first {WARM_UP} steps, ours and PyTorch's: {shown}")
+    report.side_by_side(name, sides, options)
 
 
 if __name__ == "__main__":

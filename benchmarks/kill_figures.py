@@ -26,14 +26,21 @@ class Figures:
     failures: list = dataclasses.field(default_factory=list)  # what went wrong, in words
 
 
+NUMBERS = [field.name for field in dataclasses.fields(Figures) if field.type is int]
+
+
+def sums(rows):
+    """{number's name: its sum} over rows of such numbers."""
+    return {name: sum(row[name] for row in rows) for name in NUMBERS}
+
+
 def table(found):
     """The figures as lines of a Markdown table, with their sums."""
-    names = [field.name for field in dataclasses.fields(Figures) if field.type is int]
-    heads = ["scenario", *(name.replace("_", " ") for name in names)]
     rows = {name: dataclasses.asdict(figures) for name, figures in found.items() if figures.starts}
-    rows["all"] = {name: sum(row[name] for row in rows.values()) for name in names}
+    rows["all"] = sums(rows.values())
+    heads = ["scenario", *(name.replace("_", " ") for name in NUMBERS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return lines + [f"| {name} | {' | '.join(str(row[n]) for n in names)} |" for name, row in rows.items()]
+    return lines + [f"| {name} | {' | '.join(str(row[n]) for n in NUMBERS)} |" for name, row in rows.items()]
 
 
 def save(name, found, command, seconds):
@@ -47,16 +54,16 @@ def save(name, found, command, seconds):
 
 def kept_table():
     """Lines of a Markdown table: what the drills made whose figures are kept, and their sums."""
-    numbers = ("kills", "half_written", "one_worker", "cut_short", "starts", "runs", "identical")
-    lines = [f"| kept in | {' | '.join(name.replace('_', ' ') for name in numbers)} | command |"]
-    lines, sums = [*lines, "|---" * (len(numbers) + 2) + "|"], dict.fromkeys(numbers, 0)
+    rows = {}
     for path in sorted(KEPT.glob(f"{NAME}*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        own = {n: sum(row[n] for row in content["scenarios"].values()) for n in numbers}
-        sums = {n: sums[n] + own[n] for n in numbers}
-        shown = " | ".join(str(own[n]) for n in numbers)
-        lines.append(f"| `{path.name}` | {shown} | `{content['command']}` |")
-    return [*lines, f"| all | {' | '.join(str(sums[n]) for n in numbers)} | |"]
+        rows[f"`{path.name}`"] = sums(content["scenarios"].values()), f"`{content['command']}`"
+    rows["all"] = sums([row for row, _ in rows.values()]), ""
+    heads = ["kept in", *(name.replace("_", " ") for name in NUMBERS), "command"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, (row, command_line) in rows.items():
+        lines.append(f"| {' | '.join((name, *map(str, row.values()), command_line))} |")
+    return lines
 
 
 def command(arguments):

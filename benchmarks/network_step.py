@@ -11,16 +11,14 @@ the first steps are apart. Needs PyTorch (CPU), which the project itself does no
 
 import argparse
 import importlib
-import statistics
 
 import numpy as np
 
 from benchmarks import positive, report
-from benchmarks.measure import timed
 from model_utils import cli
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 6e-5
-CLASSES, WARM_UP = 1000, 3
+CLASSES = 1000
 THEIRS = {  # network: module of its PyTorch side, with model(classes) and load(model, values)
     "efficientnet_lite0": "benchmarks.torch_efficientnet",
     "mindcv/resnet18": "benchmarks.torch_resnet",
@@ -118,17 +116,9 @@ def main():
     network = our_network(options.network)
     values = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
     sides = {"ours": our_side(network, options), "PyTorch": torch_side(values, options)}
-    losses = [[step() for step in sides.values()] for _ in range(WARM_UP)]
-    rounds = [[timed(step, options.steps) for step in sides.values()] for _ in range(options.rounds)]
-    medians = dict(zip(sides, map(statistics.median, zip(*rounds, strict=True)), strict=True))
-
     what = "inference" if options.inference else "training step"
     name = f"{options.network} {what}, {options.batch} images of {options.size}x{options.size}"
-    print(f"median of {options.rounds} alternating rounds of {options.steps} steps")
-    report.ratio(name, medians["ours"], medians["PyTorch"], "ms")
-    value = "largest logit" if options.inference else "loss"
-    shown = ", ".join(f"{a:.5f} {b:.5f}" for a, b in losses)
-    print(f"{value} of the first {WARM_UP} steps, ours and PyTorch's: {shown}")
+    report.side_by_side(name, sides, options, "largest logit" if options.inference else "loss")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 
+from benchmarks.measure import timed
 from model_utils.checkpoint import atomic
 
 VARIABLE = "BENCHMARK_FIGURES"
@@ -34,6 +35,21 @@ def ratio(name, ours, theirs, unit, digits=1):
     figure(f"{name}, ours", f"{ours:.{digits}f}", unit)
     figure(f"{name}, PyTorch", f"{theirs:.{digits}f}", unit)
     figure(f"{name}, ours : PyTorch", f"{ours / theirs:.2f}")
+
+
+def side_by_side(name, sides, options, value="loss", warm_up=3):
+    """Time two functions in turn, and print what `ratio` does and the numbers that they gave at first.
+
+    sides: {"ours" and "PyTorch": function that makes a step and returns a number}. options: has `rounds` and
+        `steps` of each. value: what the numbers are. warm_up: steps before the first round.
+    """
+    first = [[step() for step in sides.values()] for _ in range(warm_up)]
+    rounds = [[timed(step, options.steps) for step in sides.values()] for _ in range(options.rounds)]
+    ours, theirs = map(statistics.median, zip(*rounds, strict=True))
+    print(f"median of {options.rounds} alternating rounds of {options.steps} steps")
+    ratio(name, ours, theirs, "ms")
+    shown = ", ".join(f"{a:.5f} {b:.5f}" for a, b in first)
+    print(f"{value} of the first {warm_up} steps, ours and PyTorch's: {shown}")
 
 
 def spread(values, digits=2, sign=""):

@@ -94,9 +94,8 @@ def _row(line, number, path, key):
     name = name.rstrip(",")
     if not is_image(name):  # a space in the path, or in the label behind a comma, parts nothing
         commas = [at for at, sign in enumerate(line) if sign == "," and is_image(line[:at].rstrip())]
-        name, label = (
-            (line[: commas[-1]].rstrip(), line[commas[-1] + 1 :].strip()) if commas else (name, label)
-        )
+        if commas:
+            name, label = line[: commas[-1]].rstrip(), line[commas[-1] + 1 :].strip()
     if not name or not label or "\0" in name:
         raise UserError(
             f"{key}: {shown(path)}, line {number}: {shown(line[:80])!r} is not `path label`; mend it"

@@ -11,7 +11,6 @@ import mindspore as ms
 import numpy as np
 
 from model_utils import noise
-from model_utils.errors import UserError
 from model_utils.key import Key
 from src.data import augment
 from src.losses.adamatch import AdaMatchLoss
@@ -38,6 +37,7 @@ class Method(trainer.Trainer):
         "lr_schedule": "cosine",
         "weight_decay": 1e-3,
     }
+    PER_DOMAIN = False
     KEYS = {
         "batch_size": Key(64, "source images per step and process; export.py: fixed batch size", low=1),
         "target_ratio": Key(1, "target images for each source image of a step; published: 3", low=1, high=16),
@@ -58,10 +58,6 @@ class Method(trainer.Trainer):
     def plan(self):
         """One phase, counted in steps."""
         config, task = self.config, self.task
-        if config.batch_norm == "per_domain":
-            raise UserError(
-                "batch_norm: per_domain is not defined for method adamatch; choose joint or frozen"
-            )
         options = {"strong": config.strong_augment}
         loaders = task.labelled(self.preparation, self.loaded_batch, **options)
         loaders |= task.unlabelled(self.preparation, self.loaded_batch * config.target_ratio, **options)

@@ -67,6 +67,7 @@ class Method(trainer.Trainer):
         "cache": "memory",
         "weight_decay": 0.0,
     }
+    PER_DOMAIN = False
     KEYS = {
         "meta_batch_size": Key(126, "images per source domain, step and process", low=1),
         "batch_size": Key(1, "export.py: fixed batch size", low=1),
@@ -105,8 +106,6 @@ class Method(trainer.Trainer):
     def plan(self):
         """One phase of episodes on the source domains."""
         config, task = self.config, self.task
-        if config.batch_norm == "per_domain":
-            raise UserError("batch_norm: per_domain is not defined for method masf; choose joint or frozen")
         if config.sync_bn and config.meta_order == "second":
             raise UserError(
                 "sync_bn: second derivatives go through a network of their own, which normalises by each "

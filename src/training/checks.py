@@ -8,7 +8,7 @@ def refuse_keys(trainer):
     """Refuse keys that a method's own step, or cached features, make meaningless.
 
     Raises:
-        UserError: one of them is not at its default.
+        UserError: one of them is not at its default, or asks for what the method does not do.
     """
     config = trainer.config
     for name in trainer.OWN_STEP:
@@ -22,6 +22,10 @@ def refuse_keys(trainer):
             raise UserError(
                 f"{name}: does not apply to method {config.method}, which has {own}; set that one"
             )
+    if config.batch_norm == "per_domain" and not trainer.PER_DOMAIN:
+        raise UserError(
+            f"batch_norm: per_domain is not defined for method {config.method}; choose joint or frozen"
+        )
     for name in trainer.ON_IMAGES if config.cache_features else ():
         if getattr(config, name) != config.keys[name].default:
             raise UserError(

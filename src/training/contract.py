@@ -44,6 +44,7 @@ class Contract:
     COUNTS_TOP5 = False  # whether evaluations count hits among the five largest logits
     OWN_STEP = ()  # keys of every method that do not apply to this one's step
     INSTEAD = {}  # {key of every method that does not apply to this one: the method's own in its place}
+    PER_DOMAIN = True  # whether its step can normalise each domain by itself: batch_norm per_domain
     GOES_ON_WITH = None  # key of a checkpoint whose network, with its preparation, training goes on with
     SEES_TARGET = True  # whether unlabelled target images may be looked at
     ON_IMAGES = ()  # keys of this method that change images within a step: not with cache_features
