@@ -13,6 +13,40 @@ def intensity(images, rng):
     return ends[0] + (ends[1] - ends[0]) * images
 
 
+def texture(images, rng):
+    """`intensity` with a random texture in place of each of the two tones: domain randomisation.
+
+    The amplitudes of a texture's frequencies f fall as 1/f^a, with a from 1 to 2 for each image: those of
+    natural images fall about as 1/f (Field 1987, J. Opt. Soc. Am. A 4). Mean, contrast and the likeness of the
+    channels are random, too. The stroke's texture is the negative of the background's or, with probability
+    1/2, that of another image. Shapes as `intensity`. Tobin et al. 2017, arXiv 1703.06907.
+    """
+    ground = _textures(images.shape, rng)
+    other = np.roll(ground, 1, 0)
+    stroke = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, 1 - ground, other)
+    return ground + (stroke - ground) * images
+
+
+def _textures(shape, rng):
+    """float32 (N, C, H, W) in [0, 1]."""
+    from scipy import fft
+
+    count, channels, height, width = shape
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]).astype(np.float32)
+    frequency[0, 0] = np.inf  # the mean is drawn below
+    fall = rng.uniform(1.0, 2.0, (count, 1, 1, 1)).astype(np.float32)
+    parts = rng.standard_normal((2, count, channels + 1, *frequency.shape), np.float32)
+    waves = (parts[0] + 1j * parts[1]) * frequency**-fall
+    # One texture that all channels share, and each channel's own.
+    own = 0.5 * rng.random((count, 1, 1, 1), np.float32)
+    texture = fft.irfft2(waves[:, :1] + own * waves[:, 1:], (height, width))
+    texture /= texture.std((1, 2, 3), keepdims=True) + np.float32(1e-6)
+    contrast = rng.uniform(0.0, 0.25, (count, 1, 1, 1)).astype(np.float32)
+    grey, colour = rng.random((count, 1, 1, 1), np.float32), rng.random((count, channels, 1, 1), np.float32)
+    mean = (grey + own * colour) / (1 + own)
+    return np.clip(mean + contrast * texture, 0, 1)
+
+
 def invert(images, rng):
     """Turn half of the images into their negatives, all channels together. Shapes as `intensity`."""
     return np.where(rng.random((len(images), 1, 1, 1)) < 0.5, 1 - images, images)
@@ -97,6 +131,7 @@ def enlarge(images, rng):
 
 AUGMENTATIONS = {
     "intensity": intensity,
+    "texture": texture,
     "shift": shift,
     "affine": affine,
     "shrink": shrink,
@@ -105,7 +140,11 @@ AUGMENTATIONS = {
     "cutout": cutout,
 }
 GEOMETRIC = ("shift", "affine", "shrink", "enlarge")
-CHOICES = ("none", "intensity", *GEOMETRIC, *(f"intensity+{name}" for name in GEOMETRIC))
+CHOICES = (
+    "none",
+    *GEOMETRIC,
+    *(f"{tones}{rest}" for tones in ("intensity", "texture") for rest in ("", *(f"+{g}" for g in GEOMETRIC))),
+)
 # What a student sees in self-training; see src/losses/self_training.py.
 STRONG = (
     "none",
