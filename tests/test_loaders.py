@@ -108,6 +108,24 @@ def test_intensity_maps_background_and_stroke_to_two_tones_of_each_channel():
     assert 0 < (result[:, 0, 0, 0] > result[:, 0, 1, 1]).mean() < 1  # some are inverted
 
 
+def test_texture_blends_two_random_textures_by_the_stroke():
+    masks = [np.full((200, 3, 28, 28), share, np.float32) for share in (0.0, 0.25, 1.0)]
+    ground, quarter, stroke = (augment.texture(mask, np.random.default_rng(0)) for mask in masks)
+    np.testing.assert_allclose(quarter, ground + 0.25 * (stroke - ground), atol=1e-6)
+    negative = np.abs(stroke - (1 - ground)).max((1, 2, 3)) < 1e-6
+    assert 0.35 < negative.mean() < 0.65
+    np.testing.assert_allclose(stroke[~negative], np.roll(ground, 1, 0)[~negative], atol=1e-6)
+    assert len(np.unique(ground.mean((1, 2, 3)).round(2))) > 40  # dark, grey and light ones
+
+
+def test_the_spectrum_of_a_texture_falls_as_that_of_photographs():
+    images = augment.texture(np.zeros((400, 3, 64, 64), np.float32), np.random.default_rng(0))
+    power = (np.abs(np.fft.rfft2(images)) ** 2).mean((0, 1))
+    low, high = power[0, 2:5].mean(), power[0, 16:32].mean()
+    # Amplitudes 1/f to 1/f^2: powers between those of 1/f^2 and 1/f^4 over a factor of about 7 in frequency.
+    assert 7**1.6 < low / high < 7**4
+
+
 @quick
 @given(st.integers(1, 200), st.integers(0, 220), st.integers(0, 5))
 def test_validation_and_training_parts_are_disjoint_and_complete(count, size, seed):

@@ -17,9 +17,9 @@ def texture(images, rng):
     """`intensity` with a random texture in place of each of the two tones: domain randomisation.
 
     The amplitudes of a texture's frequencies f fall as 1/f^a, with a from 1 to 2 for each image: those of
-    natural images fall about as 1/f (Field 1987, J. Opt. Soc. Am. A 4). Mean, contrast and the likeness of the
-    channels are random, too. The stroke's texture is the negative of the background's or, with probability
-    1/2, that of another image. Shapes as `intensity`. Tobin et al. 2017, arXiv 1703.06907.
+    natural images fall about as 1/f (Field 1987, J. Opt. Soc. Am. A 4). Mean, contrast and how alike the
+    channels are vary, too. The stroke's texture is the negative of the background's or, with probability 1/2,
+    that of another image. After Tobin et al. 2017, arXiv 1703.06907. Shapes as `intensity`.
     """
     ground = _textures(images.shape, rng)
     other = np.roll(ground, 1, 0)

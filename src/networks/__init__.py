@@ -34,7 +34,7 @@ def keys():
         "network": Key(
             "dann",
             "backbone: dann, lenet, digits, photos, alexnet, hardnet39ds, hardnet68ds, hardnet68, hardnet85, "
-            "efficientnet_lite0, or mindcv/<name>",
+            "efficientnet_lite0 to efficientnet_lite2, or mindcv/<name>",
         ),
         "pretrained": Key(
             "auto",
@@ -147,6 +147,15 @@ def check_size(name, preparation, size):
         raise UserError(
             f"image_size: {preparation.size}, but network {name} takes {size}; set image_size to {size} or "
             "choose another network"
+        )
+
+
+def check_least(name, preparation, least):
+    """UserError unless the images have the `least` pixels a side that network `name` needs."""
+    if preparation.size < least:
+        raise UserError(
+            f"image_size: {preparation.size}, but network {name} takes {least} pixels or more; give a larger "
+            "size, or 0 for the network's own"
         )
 
 

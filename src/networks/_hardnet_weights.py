@@ -7,10 +7,10 @@ import numpy as np
 
 from model_utils.errors import UserError, shortened
 from model_utils.restricted_pickle import load_torch
+from src.networks._packages import PYTORCH_NORM
 
 log = logging.getLogger("run")
 
-_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _WRAPPED = "module."  # what torch.nn.DataParallel puts before every name
 _COUNTER = ".num_batches_tracked"  # PyTorch's count of training steps, which evaluation has no use for
 
@@ -95,7 +95,7 @@ def published_names(network):
         if cell == "classifier":
             names[parameter.name] = f"{head}.{kind}"
         else:
-            names[parameter.name] = f"{cell}.{_NORM[kind] if cell.endswith('.norm') else kind}"
+            names[parameter.name] = f"{cell}.{PYTORCH_NORM[kind] if cell.endswith('.norm') else kind}"
     return names
 
 

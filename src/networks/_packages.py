@@ -15,6 +15,14 @@ from model_utils.errors import UserError, shortened
 
 log = logging.getLogger("run")
 
+# MindSpore's names of a batch normalisation's parameters, and PyTorch's.
+PYTORCH_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
 
 def find(package, folder, file):
     """Path of a file of an installed package, whole and unchanged.

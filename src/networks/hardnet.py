@@ -14,7 +14,7 @@ from src import networks
 from src.data.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from src.ops.twice_differentiable import max_pool
 
-SMALLEST = 32  # pixels
+SMALLEST = 32  # pixels: five layers halve them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +238,7 @@ class Family(networks.Family):
         )
 
     def backbone(self, variant, config, preparation, twice=False):
-        if preparation.size < SMALLEST:
-            raise UserError(
-                f"image_size: {preparation.size}, but HarDNet halves its images five times; "
-                f"give {SMALLEST} or more"
-            )
+        networks.check_least(f"hardnet{variant}", preparation, SMALLEST)
         return Backbone(variant, preparation.size, twice)
 
     def read_published(self, variant, path, network):
