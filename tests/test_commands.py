@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from helpers import DEMO, ROOT, command, environment, options, refused, stop_after, succeeded
+from helpers import DEMO, ROOT, UNCOMPILED, command, environment, options, refused, stop_after, succeeded
 
 from model_utils import checkpoint
 from model_utils.run_log import read_metrics
@@ -173,7 +173,8 @@ def losses(folder):
 
 
 def test_diverging_run_stops_with_phase_step_and_last_good_checkpoint(tmp_path):
-    keys = {**DEMO, "output_dir": tmp_path, "save_checkpoint_steps": 1, "lr": 1e30, "lr_schedule": "constant"}
+    keys = {**DEMO, **UNCOMPILED, "output_dir": tmp_path, "save_checkpoint_steps": 1}
+    keys |= {"lr": 1e30, "lr_schedule": "constant"}
     line = refused(command("train.py", **keys), "in phase pretrain, step ", " of 3", "lower learning rate")
     assert "last good checkpoint" in line or "there is no good checkpoint" in line
 
@@ -356,7 +357,14 @@ def test_damaged_latest_checkpoint_is_passed_over_with_a_warning(copy):
 def test_file_size_limit_ends_in_one_line_and_keeps_the_checkpoint_before(copy):
     """A limit on file sizes stands for a full disk on machines where none can be made."""
     (copy / "checkpoints" / LAST).unlink()
-    keys = {**DEMO, "output_dir": copy, "resume": True, "tensorboard": "false", "save_checkpoint_steps": 1}
+    keys = {
+        **DEMO,
+        **UNCOMPILED,
+        "output_dir": copy,
+        "resume": True,
+        "tensorboard": "false",
+        "save_checkpoint_steps": 1,
+    }
     limit = 200_000
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *options(**keys)],
@@ -395,7 +403,7 @@ def small_disk(size, folder, *arguments):
 
 @pytest.mark.parametrize("size", ["8k", pytest.param("5m", marks=pytest.mark.thorough)])
 def test_training_onto_a_full_disk_ends_in_one_line(tmp_path, size):
-    keys = {**DEMO, "output_dir": tmp_path / "run", "save_checkpoint_steps": 4}
+    keys = {**DEMO, **UNCOMPILED, "output_dir": tmp_path / "run", "save_checkpoint_steps": 4}
     done = small_disk(size, tmp_path, "train.py", *options(**keys))
     refused(done, "could not be written", "make room")
     assert "warning: checkpoint" in done.stdout

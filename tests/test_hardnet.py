@@ -7,7 +7,7 @@ import re
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import TINY, build, command, refused, succeeded, tiny_config, tiny_data
+from helpers import TINY, UNCOMPILED, build, command, refused, succeeded, tiny_config, tiny_data
 from test_hardnet_network import hardnet
 
 from model_utils import checkpoint
@@ -210,7 +210,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hardnet") / "run"
     done = command(
         "train.py", f"--config={TINY / 'hardnet.yaml'}", output_dir=folder, device_target="CPU",
-        amp_level="O2", log_interval=1, tensorboard=False, timeout=300, **tiny_data("hardnet"),
+        amp_level="O2", log_interval=1, tensorboard=False, timeout=300, **tiny_data("hardnet"), **UNCOMPILED,
     )  # fmt: skip
     return succeeded(done), folder
 

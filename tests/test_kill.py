@@ -1,6 +1,7 @@
 """SIGKILL at random moments of real runs, and their resumption to the same end: benchmarks/kill_drill.py.
 
-Two kills of DANN by default; with THOROUGH=1 four, and one of every other scenario.
+Two kills of DANN in PyNative mode by default; with THOROUGH=1 four, and one of every other scenario, all
+compiled.
 `python -m benchmarks.kill_drill --kills 300` makes as many as wanted.
 """
 
@@ -21,7 +22,8 @@ SCENARIOS = [scenario.name for scenario in kill_scenarios.scenarios(None)]
 def drilled(name, moments, folder, seed=7):
     """The Figures of runs of a scenario with these kills, two at most for each run."""
     data = make_data("hardnet")["dataset_path"] if name == "hardnet" else None
-    (scenario,) = (one for one in kill_scenarios.scenarios(data) if one.name == name)
+    mode = "graph" if THOROUGH else "pynative"
+    (scenario,) = (one for one in kill_scenarios.scenarios(data, mode) if one.name == name)
     undisturbed = kill_drill.reference(scenario, folder / "reference")
     figures, rng = kill_figures.Figures(), random.Random(seed)
     while figures.kills < len(moments):
