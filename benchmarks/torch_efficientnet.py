@@ -1,7 +1,5 @@
 """EfficientNet-Lite in PyTorch, written from the paper's table, to compare ours with and time it against.
 
-    python -m benchmarks.torch_efficientnet FILE.pth [--sides 64 75]     logits of a test image, for the tests
-
 It shares no code and no table with src/networks/efficientnet_lite.py. Parameters have the published file's
 names.
 """
@@ -82,7 +80,7 @@ class TorchEfficientNetLite(nn.Module):
 
 
 def model(classes):
-    """The network."""
+    """The smallest network."""
     return TorchEfficientNetLite(classes)
 
 
@@ -106,29 +104,3 @@ def blocks_of(state):
         group, outputs = group + first, new
         rows.append((depthwise[-1], inputs, new, wide // inputs, _STRIDES[group] if first else 1))
     return rows
-
-
-def main():
-    import argparse
-
-    import numpy as np
-
-    parser = argparse.ArgumentParser(description="Logits of a test image, for tests/test_efficientnet.py")
-    parser.add_argument("file", metavar="FILE.pth")
-    parser.add_argument("--sides", nargs="+", type=int, default=[64, 75])
-    arguments = parser.parse_args()
-    state = torch.load(arguments.file, weights_only=True)
-    network = TorchEfficientNetLite(len(state["_fc.bias"]), blocks_of(state)).eval()
-    network.load_state_dict(state)
-    print(sum(weights.numel() for weights in network.parameters()), "parameters")
-    for side in arguments.sides:
-        row, column = np.mgrid[:side, :side] / side
-        image = np.stack([np.sin(9 * row * column + 2 * k + 5 * row) for k in range(3)])[None]
-        with torch.no_grad():
-            logits = network(torch.tensor(image.tolist(), dtype=torch.float32))[0]
-        best = torch.argsort(-logits)[:3].tolist()
-        print(side, {number: round(logits[number].item(), 5) for number in [*best, 0, 2]})
-
-
-if __name__ == "__main__":
-    main()

@@ -33,7 +33,7 @@ IMAGENETTE = (
 )  # ImageNet's number of each class, by folder name
 SHORT = ((1, 3, 1, 1, 16), (1, 5, 2, 6, 24), (2, 3, 1, 6, 320))  # a network of four blocks, every kind once
 
-# `python -m benchmarks.torch_efficientnet FILE` with the packaged weights in PyTorch 2.14: the parameters,
+# `python -m benchmarks.efficientnet_logits FILE` with the packaged weights in PyTorch 2.14: the parameters,
 # then the three largest logits and classes 0 and 2 of `pattern(side)`. 64 halves evenly, 75 has odd sides.
 FROM_PYTORCH = {
     "0": {
