@@ -43,7 +43,7 @@ COMMON = {
     ),
     # ModelArts
     "enable_modelarts": Key(
-        False, "run as a ModelArts job: copy data_url in and train_url out", volatile=True
+        False, "run as a ModelArts job: copy data_url in, and output_dir out to train_url", volatile=True
     ),
     "data_url": Key(
         "", "ModelArts: where the data are, obs://bucket/folder or a folder", path=True, volatile=True
