@@ -74,6 +74,7 @@ def prepare(options, words):
     from src.setup import settings as experiment
     from src.sweeps import leave_one_out, space, study
     from src.train_cells import find_method
+    from src.training import run_folder
 
     given = config.read_arguments(words)
     settings = experiment.load(words)
@@ -96,6 +97,7 @@ def prepare(options, words):
         selection.find(options.by)
         if leaves_out:
             raise UserError(f"by: with objective {options.objective} the objective chooses; leave it out")
+    run_folder.check_outside(options.output_dir, settings)
     found = space.read(options.space, settings.keys)
     left_out = leave_one_out.words(settings) if leaves_out else None
     taken = [name for name in found if left_out and name in leave_one_out.KEYS]

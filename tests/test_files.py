@@ -83,7 +83,7 @@ def test_unusable_folders_are_refused(tmp_path):
     assert len(files.scan(tmp_path / "set", LeftOut(), empty_allowed=True).classes) == 3
 
 
-def test_find_takes_files_folders_and_patterns_once_each(tmp_path, monkeypatch):
+def test_find_takes_files_folders_and_patterns_once_each(tmp_path, monkeypatch, caplog):
     write(tmp_path / "set", per_class=2)
     monkeypatch.chdir(tmp_path)
     below = files.find(["set"])
@@ -94,6 +94,11 @@ def test_find_takes_files_folders_and_patterns_once_each(tmp_path, monkeypatch):
         *[p for p in below if "red/01" not in p],
     ]
     fails(lambda: files.find(["set/*.gif"]), "set/*.gif", "no such file")
+    for name in ("phone.HEIC", "scan.tif", "notes.txt"):
+        (tmp_path / "set" / name).write_bytes(b"")
+    assert files.find(["set"]) == below
+    assert "formats that are not read (2): set/phone.HEIC, set/scan.tif; left out" in caplog.text
+    assert "notes.txt" not in caplog.text
     (tmp_path / "none").mkdir()
     fails(lambda: files.find(["none"]), "none", "no image")
 

@@ -5,8 +5,11 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from helpers import command, refused
+from helpers import command, fails, options, refused
 from test_matrix import folders
+
+from src.setup import settings as experiment
+from src.training import run_folder
 
 KEYS = {
     "config": "configs/photos.yaml",
@@ -76,9 +79,15 @@ def a_target_of_one_image(studio, phone):
         shutil.rmtree(phone / name)
 
 
+def accents_encoded_otherwise(studio, phone):
+    (studio / "round").rename(studio / "Caf\u00e9")
+    (phone / "round").rename(phone / "Cafe\u0301")
+
+
 @pytest.mark.parametrize(
     "change, parts",
     [
+        (accents_encoded_otherwise, ["'Cafe\\u0301'", "'Caf\\xe9'", "how accents are encoded"]),
         (no_common_class, ["class"]),
         (nothing_readable_in_a_class, ["round"]),
         (one_class, ["class"]),
@@ -95,6 +104,39 @@ def test_folders_that_cannot_be_trained_on(roots, change, parts):
     refused(train(roots), *parts)
     assert {path: path.read_bytes() for path in roots[0].parent.rglob("*.png")} == before
     assert not list(roots[0].parent.glob("run/checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize("inside", ["studio", "phone/outputs/run"])
+def test_a_run_inside_the_images_is_refused_before_it_makes_a_folder(roots, inside):
+    before = sorted(roots[0].parent.rglob("*"))
+    folder = roots[0].parent / inside
+    refused(train(roots, output_dir=folder), "output_dir", str(folder), "choose an --output_dir elsewhere")
+    assert sorted(roots[0].parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"domains_image_root": "PLACE/studio", "domain_set": "folders"}, "domains_image_root"),
+        ({"source_image_root": "PLACE/studio", "target_image_root": "PLACE/phone"}, "source_image_root"),
+        ({"source_image_root": "studio", "target_image_root": "phone", "dataset_path": "PLACE"}, "source_image_root"),
+        ({"target_image_root": "PLACE/studio"}, "target_image_root"),
+    ],
+)  # fmt: skip
+def test_which_folders_a_run_must_lie_outside(roots, changes, key):
+    place = str(roots[0].parent)
+    keys = {name: value.replace("PLACE", place) for name, value in changes.items()}
+    settings = experiment.load(["--config=configs/photos.yaml", *options(**keys)])
+    fails(lambda: run_folder.check_outside(f"{place}/studio/outputs/run", settings), key)
+    run_folder.check_outside(f"{place}/outputs/run", settings)
+
+
+def test_train_and_val_folders_may_have_a_run_beside_them(roots, tmp_path):
+    for part in ("train", "val"):
+        shutil.copytree(roots[0], tmp_path / "whole" / part)
+    keys = {"source_image_root": tmp_path / "whole", "target_image_root": roots[1]}
+    settings = experiment.load(["--config=configs/photos.yaml", *options(**keys)])
+    run_folder.check_outside(tmp_path / "whole" / "run", settings)
 
 
 def test_one_folder_as_source_and_target_is_a_warning(roots):

@@ -23,6 +23,8 @@ log = logging.getLogger("run")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 HIDDEN, STRAY = "hidden and system files", "files that are no images by their names"
+UNKNOWN = "pictures of formats that are not read"
+OTHER_FORMATS = (".heic", ".heif", ".avif", ".gif", ".tif", ".tiff")
 DANGLING, NESTED = "links that lead nowhere", "folders inside class folders"
 LOOSE = "images beside the class folders"
 MOST_NAMED = 20
@@ -237,13 +239,18 @@ def find(words, left_out=None):
 
 def below(folder, left_out):
     """All images below a folder, sorted by path."""
-    files, dangling = [], []
+    files, dangling, unknown = [], [], []
     for base, folders, _ in os.walk(folder):
         folders[:] = [name for name in folders if not is_junk(name)]
         images, rest = images_in(base, left_out)
         files += images
         dangling += rest.get(DANGLING, [])
-        left_out.add(STRAY, rest.get(STRAY, []))  # no news in a folder of all kinds of files
+        strays = rest.get(STRAY, [])
+        unknown += [path for path in strays if path.lower().endswith(OTHER_FORMATS)]
+        # No news in a folder of all kinds of files.
+        left_out.add(STRAY, [path for path in strays if not path.lower().endswith(OTHER_FORMATS)])
+    if unknown:
+        left_out.tell(UNKNOWN, sorted(unknown), shown(folder))
     if dangling:
         left_out.tell(DANGLING, dangling, shown(folder))
     return sorted(files)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import unicodedata
 
 import numpy as np
 
@@ -10,7 +11,14 @@ from model_utils.errors import UserError, shortened
 from model_utils.noise import generator
 from src import data
 from src.data import download
-from src.data.domains import Opening, array_domain, looks_like_images, open_files, split_validation
+from src.data.domains import (
+    Opening,
+    array_domain,
+    find_parts,
+    looks_like_images,
+    open_files,
+    split_validation,
+)
 from src.data.files import shown
 from src.data.keys import KEYS
 from src.data.sets import PACS_ROOT, open_set
@@ -175,6 +183,20 @@ def rooted(config):
     return config.replace(**changes)
 
 
+def image_roots(config):
+    """{key: folder} of the folders in which every subfolder is taken for a class or a domain."""
+    config = rooted(config)
+    if config.domains_image_root:
+        return {"domains_image_root": config.domains_image_root}
+    found = {}
+    for side in ("source", "target"):
+        name, root = getattr(config, f"{side}_dataset_name"), getattr(config, f"{side}_image_root")
+        of_files = not name or name.lower() in FILES or looks_like_images(root)
+        if root and of_files and os.path.isdir(root) and not find_parts(root):
+            found[f"{side}_image_root"] = root
+    return found
+
+
 def find_form(config, left_out, least_sources):
     """The Form of data: set of domains, pair of domains, or folder; UserError if none is given."""
     if config.domain_set or config.domains_image_root:
@@ -267,6 +289,11 @@ def _check_sources(form, classes):
             )
 
 
+def _folded(name):
+    """A class name without what people overlook: case, blanks around it, how its accents are encoded."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
 def _check_target(target, classes, known):
     if target is None or target.classes is None:
         return
@@ -275,6 +302,13 @@ def _check_target(target, classes, known):
             f"target {target.name}: its data have other classes than the model "
             f"({compared(target.classes, known)}); give data with the classes it was trained on"
         )
+    twins = {_folded(name): name for name in classes}
+    for name in sorted(set(target.classes) - set(classes)):
+        if twin := twins.get(_folded(name)):
+            raise UserError(
+                f"target {target.name}: class {name!a} is in no source, but {twin!a} is: the names "
+                "differ only in case, blanks or how accents are encoded; rename one like the other"
+            )
     foreign = [shown(name) for name in target.classes if name not in classes]
     missing = [shown(name) for name in classes if name not in target.classes]
     if len(foreign) == len(target.classes):

@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ from src.data.loaders import (
 from src.data.reading import Reader, Workers
 from src.data.split import Split
 from src.data.transforms import flip
+
+log = logging.getLogger("run")
 
 STRONG_CROP, STRONG_JITTER = 0.2, 0.5  # of strong views of images in files
 
@@ -199,6 +202,8 @@ class Task:
             if len(part.labels) and (isinstance(part, Split) or part.classes):
                 part = self._numbered(part, domain)
                 loaders[name] = self._test_loader(name, part, preparation, batch_size, "test")
+        if not loaders:
+            log.info("there is no labelled image to test on: accuracies are not measured")
         return loaders
 
     def blind_target(self, preparation, batch_size=None, numbered=False):

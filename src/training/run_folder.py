@@ -9,7 +9,8 @@ from pathlib import Path
 from model_utils import checkpoint
 from model_utils.config import ROOT
 from model_utils.errors import UserError
-from src.data.forms import OtherClasses, compared
+from src.data.files import shown
+from src.data.forms import OtherClasses, compared, image_roots
 
 log = logging.getLogger("run")
 
@@ -49,6 +50,17 @@ def claim(output_dir, enabled=True, what="run", lock=".lock"):
                 f"output_dir: another {what} is writing into {folder}; choose another one"
             ) from error
         yield folder
+
+
+def check_outside(output_dir, config):
+    """UserError where a run would write among its own images: its folders would be taken for classes."""
+    folder = Path(os.path.realpath(output_dir))
+    for key, root in image_roots(config).items():
+        if folder.is_relative_to(os.path.realpath(root)):
+            raise UserError(
+                f"output_dir: {shown(output_dir)} lies in {key} {shown(root)}, where folders are taken for "
+                "classes; choose an --output_dir elsewhere"
+            )
 
 
 def check_contents(folder, config):

@@ -29,6 +29,7 @@ def run(build, config, device, started):
     """
     with contextlib.ExitStack() as stack:
         with device.together():
+            run_folder.check_outside(config.output_dir, config)
             folder = stack.enter_context(run_folder.claim(config.output_dir, device.is_main))
             interrupt = stack.enter_context(Interrupt())
             if device.is_main:
