@@ -97,6 +97,7 @@ def prepare(options, words):
         selection.find(options.by)
         if leaves_out:
             raise UserError(f"by: with objective {options.objective} the objective chooses; leave it out")
+    options.output_dir = Path(paths.expanded(options.output_dir, "output_dir")).absolute()
     run_folder.check_outside(options.output_dir, settings)
     found = space.read(options.space, settings.keys)
     left_out = leave_one_out.words(settings) if leaves_out else None
@@ -123,7 +124,7 @@ def main():
     from src.sweeps import study
     from src.training import run_folder
 
-    folder, begun = Path(paths.expanded(options.output_dir, "output_dir")).absolute(), time.monotonic()
+    folder, begun = options.output_dir, time.monotonic()
     with run_folder.claim(folder, what="sweep", lock=".sweep.lock"):
         sweep = study.Sweep(folder, words, space, options, left_out)
         done = sweep.finished()

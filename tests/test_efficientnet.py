@@ -12,6 +12,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from pth_files import write_state
 
+from benchmarks.efficientnet_logits import pattern
 from model_utils.errors import UserError
 from src import networks
 from src import ops as cpu_ops
@@ -54,12 +55,6 @@ FROM_PYTORCH = {
 }
 PIXELS = {"0": (224, 256), "1": (240, 272), "2": (260, 292)}  # the middle of how many
 FILE = "models/efficientnet-lite0-57934424.pth"
-
-
-def pattern(side):
-    """A wavy image, float32 (1, 3, side, side)."""
-    row, column = np.mgrid[:side, :side] / side
-    return np.stack([np.sin(9 * row * column + 2 * k + 5 * row) for k in range(3)])[None].astype(np.float32)
 
 
 def noise(count=2, side=32, seed=0):

@@ -8,6 +8,7 @@ import pytest
 from helpers import command, fails, options, refused
 from test_matrix import folders
 
+import sweep
 from src.setup import settings as experiment
 from src.training import run_folder
 
@@ -128,6 +129,14 @@ def test_which_folders_a_run_must_lie_outside(roots, changes, key):
     settings = experiment.load(["--config=configs/photos.yaml", *options(**keys)])
     fails(lambda: run_folder.check_outside(f"{place}/studio/outputs/run", settings), key)
     run_folder.check_outside(f"{place}/outputs/run", settings)
+
+
+def test_a_sweep_inside_the_images_is_refused(roots, monkeypatch):
+    monkeypatch.setenv("HOME", str(roots[0].parent))
+    keys = options(source_image_root=roots[0], target_image_root=roots[1], output_dir="~/studio/sweep")
+    (roots[0].parent / "space.yaml").write_text("mcc_weight: [0.5, 1.0]\n")
+    given = ["--config=configs/photos.yaml", f"--space={roots[0].parent / 'space.yaml'}", "--trials=2", *keys]
+    fails(lambda: sweep.prepare(*sweep.parse(given)), "output_dir", "source_image_root")
 
 
 def test_train_and_val_folders_may_have_a_run_beside_them(roots, tmp_path):

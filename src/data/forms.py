@@ -303,13 +303,13 @@ def _check_target(target, classes, known):
             f"({compared(target.classes, known)}); give data with the classes it was trained on"
         )
     twins = {_folded(name): name for name in classes}
-    for name in sorted(set(target.classes) - set(classes)):
+    foreign = [name for name in target.classes if name not in classes]
+    for name in foreign:
         if twin := twins.get(_folded(name)):
             raise UserError(
                 f"target {target.name}: class {name!a} is in no source, but {twin!a} is: the names "
                 "differ only in case, blanks or how accents are encoded; rename one like the other"
             )
-    foreign = [shown(name) for name in target.classes if name not in classes]
     missing = [shown(name) for name in classes if name not in target.classes]
     if len(foreign) == len(target.classes):
         raise UserError(
@@ -318,7 +318,7 @@ def _check_target(target, classes, known):
         )
     if foreign:
         raise UserError(
-            f"target {target.name}: class {shortened(foreign, 3)} is in no source (these have "
+            f"target {target.name}: class {shortened([*map(shown, foreign)], 3)} is in no source (these have "
             f"{_counted(classes)}); rename it, or take it out of the target"
         )
     if missing:
