@@ -1,26 +1,34 @@
 """Time from the start of the process to a target accuracy, MNIST → MNIST-M: ours and PyTorch's.
 
     python -m benchmarks.time_to_accuracy [--configs config.yaml …] [--seeds 0 1 2] [--minutes 20]
-                                          [--every 460] [--published DIR] [--folder DIR] [--save]
+                                          [--every 460] [--stop] [--published DIR] [--folder DIR] [--save]
 
 Runs, one after another, each configuration with each seed, and the published recipe in PyTorch
 (benchmarks/torch_dann_train.py) with each seed for `--minutes` at most. A threshold is reached at the first
 evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one. Our
 run folders stay in DIR/<configuration>-<seed>, if DIR is given. With --published the target is the MNIST-M
 that Ganin et al. published, in DIR, instead of one made by create_mnistm.py; PyTorch is left out then.
-`--save` keeps the curves for docs/results.md.
+`--stop` ends a run of ours at the evaluation that reaches the last threshold; then the last evaluation is not that
+of the whole recipe. `--save` keeps the curves for docs/results.md.
 """
 
 import argparse
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks import children, positive, report
 from benchmarks.results import KEPT, TIMES, TIMES_PUBLISHED, reached
 from model_utils import cli
 from model_utils.checkpoint import atomic
+from model_utils.config import ROOT
+from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
 
 THRESHOLDS = (0.8157, 0.90, 0.95)
@@ -37,9 +45,44 @@ def our_curve(config, seed, arguments):
         if arguments.published:
             keys |= {"target_image_root": Path(arguments.published).absolute()}
             keys |= {"experiment": f"{name}_on_published_mnist_m"}
-        children.captured(["train.py", *(f"--{key}={value}" for key, value in keys.items())])
-        rows = read_metrics(folder / "metrics.jsonl")
-        return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
+        words = ["train.py", *(f"--{key}={value}" for key, value in keys.items())]
+        if arguments.stop:
+            _until_reached(words, folder)
+        else:
+            children.captured(words)
+        return _curve(folder)
+
+
+def _curve(folder):
+    """What a run has measured so far: [(seconds, target accuracy), …]."""
+    path = folder / "metrics.jsonl"
+    rows = read_metrics(path) if path.is_file() else []
+    return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
+
+
+def _until_reached(words, folder):
+    """Run `python` with these words until it ends, or until the last threshold is reached in this folder.
+
+    Raises:
+        UserError: it failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}-printed.log", "w", encoding="utf-8") as log:
+        run = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, env={**os.environ}, stdout=log, stderr=log
+        )
+    try:
+        while run.poll() is None:
+            time.sleep(2)
+            if reached(_curve(folder), THRESHOLDS[-1]):
+                run.send_signal(signal.SIGTERM)  # train.py saves its state and leaves
+                run.wait()
+                return
+    finally:
+        if run.poll() is None:
+            run.kill()
+    if run.returncode:
+        raise UserError(f"{' '.join(words)} left with status {run.returncode}; see {log.name}")
 
 
 def torch_curve(seed, minutes, every):
@@ -81,6 +124,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=20, help="limit of a PyTorch run; 0 leaves it out")
     parser.add_argument("--every", type=positive, default=460, help="steps between evaluations")
+    parser.add_argument("--stop", action="store_true", help="end our runs at the last threshold")
     parser.add_argument("--published", metavar="DIR", help="the published MNIST-M, as the target")
     parser.add_argument("--folder", metavar="DIR", help="keep our runs here")
     parser.add_argument("--save", action="store_true", help=f"write {TIMES} for docs/results.md")
@@ -102,6 +146,7 @@ def save(curves, arguments):
     """Keep the curves, with the command that measured them, where benchmarks/results.py finds them."""
     command = f"python -m benchmarks.time_to_accuracy --configs {' '.join(arguments.configs)}"
     command += f" --seeds {' '.join(map(str, arguments.seeds))} --every {arguments.every}"
+    command += " --stop" if arguments.stop else ""
     command += " --published DIR" if arguments.published else f" --minutes {arguments.minutes:g}"
     content = {"command": f"{command} --save", "thresholds": THRESHOLDS, "curves": curves}
     with atomic(KEPT / (TIMES_PUBLISHED if arguments.published else TIMES)) as temporary:
