@@ -230,21 +230,25 @@ def _times_table(path, title):
     if not path.is_file():
         return ""
     content = json.loads(path.read_text(encoding="utf-8"))
+    whole = not content.get("stopped")  # each run went to its end
     heads = [f"{100 * threshold:g} %" for threshold in content["thresholds"]]
-    lines = [
-        f"| recipe | {' | '.join(heads)} | last evaluation | whole time | seeds |",
-        "|---" * (len(heads) + 4) + "|",
-    ]
+    heads += ["last evaluation", "whole time", "seeds"] if whole else ["seeds"]
+    lines = [f"| recipe | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, curves in content["curves"].items():
         cells = [_time(curves, threshold) for threshold in content["thresholds"]]
-        cells += [percent([curve[-1][1] for curve in curves])]
-        cells += [f"{statistics.median(curve[-1][0] for curve in curves):.0f} s", str(len(curves))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        if whole:
+            cells += [percent([curve[-1][1] for curve in curves])]
+            cells += [f"{statistics.median(curve[-1][0] for curve in curves):.0f} s"]
+        lines.append(f"| {name} | {' | '.join([*cells, str(len(curves))])} |")
     text = (
         "From the start of the process to the first evaluation at or above a target test accuracy: median "
         "over the seeds, and the range. All of it was measured in one run; evaluation time counts. Every "
         "evaluation looks at target labels, so these times are a measurement; no recipe stops by them."
     )
+    if not whole:
+        text += " The runs were ended once they had reached the last threshold."
+    if "machine" in content:
+        text += f" Measured on {_machine(content['machine'])}."
     return "\n\n".join(
         [f"## Time to accuracy: {title}", text, "\n".join(lines), f"```\n{content['command']}\n```"]
     )

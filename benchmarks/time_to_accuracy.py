@@ -8,8 +8,8 @@ Runs, one after another, each configuration with each seed, and the published re
 evaluation at or above it; evaluation time counts. Ours is evaluated on both test splits, PyTorch on one. Our
 run folders stay in DIR/<configuration>-<seed>, if DIR is given. With --published the target is the MNIST-M
 that Ganin et al. published, in DIR, instead of one made by create_mnistm.py; PyTorch is left out then.
-`--stop` ends a run of ours at the evaluation that reaches the last threshold; then the last evaluation is not that
-of the whole recipe. `--save` keeps the curves for docs/results.md.
+`--stop` ends a run of ours at the evaluation that reaches the last threshold; what is printed as its last
+evaluation is that one then. `--save` keeps the curves for docs/results.md.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
+from src.evaluation import result
 
 THRESHOLDS = (0.8157, 0.90, 0.95)
 
@@ -47,7 +48,7 @@ def our_curve(config, seed, arguments):
             keys |= {"experiment": f"{name}_on_published_mnist_m"}
         words = ["train.py", *(f"--{key}={value}" for key, value in keys.items())]
         if arguments.stop:
-            _until_reached(words, folder)
+            until_reached(words, folder)
         else:
             children.captured(words)
         return _curve(folder)
@@ -55,12 +56,11 @@ def our_curve(config, seed, arguments):
 
 def _curve(folder):
     """What a run has measured so far: [(seconds, target accuracy), …]."""
-    path = folder / "metrics.jsonl"
-    rows = read_metrics(path) if path.is_file() else []
+    rows = read_metrics(folder / "metrics.jsonl")
     return [(row["seconds"], row["target_accuracy"]) for row in rows if row["kind"] == "test"]
 
 
-def _until_reached(words, folder):
+def until_reached(words, folder):
     """Run `python` with these words until it ends, or until the last threshold is reached in this folder.
 
     Raises:
@@ -68,12 +68,10 @@ def _until_reached(words, folder):
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}-printed.log", "w", encoding="utf-8") as log:
-        run = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, env={**os.environ}, stdout=log, stderr=log
-        )
+        run = subprocess.Popen([sys.executable, *words], cwd=ROOT, env={**os.environ}, stdout=log, stderr=log)
     try:
         while run.poll() is None:
-            time.sleep(2)
+            time.sleep(1)
             if reached(_curve(folder), THRESHOLDS[-1]):
                 run.send_signal(signal.SIGTERM)  # train.py saves its state and leaves
                 run.wait()
@@ -148,7 +146,8 @@ def save(curves, arguments):
     command += f" --seeds {' '.join(map(str, arguments.seeds))} --every {arguments.every}"
     command += " --stop" if arguments.stop else ""
     command += " --published DIR" if arguments.published else f" --minutes {arguments.minutes:g}"
-    content = {"command": f"{command} --save", "thresholds": THRESHOLDS, "curves": curves}
+    content = {"command": f"{command} --save", "machine": result.machine(), "stopped": arguments.stop}
+    content |= {"thresholds": THRESHOLDS, "curves": curves}
     with atomic(KEPT / (TIMES_PUBLISHED if arguments.published else TIMES)) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 

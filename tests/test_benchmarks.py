@@ -3,6 +3,9 @@
 import pytest
 from helpers import ROOT, forked, refused, succeeded
 
+from model_utils.errors import UserError
+from model_utils.run_log import read_metrics
+
 NAMES = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
@@ -46,3 +49,32 @@ def test_a_threshold_is_reached_at_the_first_evaluation_at_or_above_it(capsys):
     assert "recipe, time to 81.57 %: 40 s" in shown
     assert "recipe, time to 95 %: not reached by 1 of 2" in shown
     assert "recipe, last evaluation: 93.50 %" in shown and "(oracle): 94.50 %" in shown
+
+
+TRAINING = """
+import json, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "state").write_text("saved"), sys.exit(143)))
+for step, accuracy in enumerate(map(float, sys.argv[2:])):
+    row = {"kind": "test", "step": step, "seconds": float(step), "target_accuracy": accuracy}
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+time.sleep(600)
+"""
+
+
+def test_a_run_ends_at_the_last_threshold(tmp_path):
+    from benchmarks import time_to_accuracy
+
+    folder = tmp_path / "run"
+    time_to_accuracy.until_reached(["-c", TRAINING, str(folder), "0.82", "0.96"], folder)
+    assert (folder / "state").read_text() == "saved"  # it was asked to stop, not killed
+    assert [row["target_accuracy"] for row in read_metrics(folder / "metrics.jsonl")] == [0.82, 0.96]
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    from benchmarks import time_to_accuracy
+
+    with pytest.raises(UserError, match=r"status 3; see .*run-printed\.log"):
+        time_to_accuracy.until_reached(["-c", "import sys; print('why'); sys.exit(3)"], tmp_path / "run")
+    assert (tmp_path / "run-printed.log").read_text() == "why\n"

@@ -117,6 +117,20 @@ def test_time_to_accuracy(tmp_path):
     assert "| ours | 16 s (12 to 20) | 16 s (12 to 20) | 91.00 ± 1.41 % | 22 s | 2 |" in page
     assert "| theirs | 9 s (9 to 9) | not reached by 1 of 2 | 90.00 ± 7.07 % | 9 s | 2 |" in page
     assert "python -m it" in page
+    assert "ended once" not in page
+
+
+def test_time_to_accuracy_of_runs_that_were_ended(tmp_path):
+    content = {"command": "python -m it", "thresholds": [0.9], "curves": {"ours": [[[10, 0.8], [20, 0.92]]]}}
+    content |= {"stopped": True, "machine": {"processor": "Abacus", "cores": 2}}
+    (tmp_path / results.TIMES_PUBLISHED).write_text(json.dumps(content))
+    page = results.page(tmp_path)
+    # the last evaluation of such a run and its time say nothing about the recipe
+    assert "| recipe | 90 % | seeds |" in page
+    assert "| ours | 20 s (20 to 20) | 1 |" in page
+    assert (
+        "The runs were ended once they had reached the last threshold. Measured on 2 cores of Abacus." in page
+    )
 
 
 def test_run_of_an_unknown_experiment_is_refused(tmp_path):

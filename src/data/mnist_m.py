@@ -25,7 +25,7 @@ FILES = {
 SIZE = 28
 PUBLISHED_SIZE = 32  # each image is a digit of 28x28 with a border of 2 pixels
 THREADS = 2  # Python's lock lets more of them wait for each other: six take longer than one
-AT_ONCE = 500  # images that a thread reads in one go; handing them out one by one takes longer than reading them
+AT_ONCE = 500  # images that a thread reads in one go: to hand out single ones takes longer than to read them
 
 
 def load(root, split, download=False):
