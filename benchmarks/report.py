@@ -58,6 +58,17 @@ def spread(values, digits=2, sign=""):
     return f"{statistics.mean(values):{sign}.{digits}f}{deviation}"
 
 
+def percent(values):
+    """'92.75 ± 0.30 %' of accuracies in [0, 1]; without the deviation if there is one value only."""
+    return f"{spread([100 * value for value in values])} %"
+
+
+def machine_text(machine):
+    """'2 cores of Intel Xeon', of what result.json says of a machine."""
+    count = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"{count} of {machine['processor']}"
+
+
 # Runs of several methods on several columns: {method: {column: {seed: [accuracy in %, seconds]}}}.
 
 

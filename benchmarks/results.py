@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import left_out, pairs, ranking, report, selection_pools
+from benchmarks import left_out, pairs, ranking, report, selection_pools, times
 from benchmarks.report import spread
 from model_utils import cli, generated_page
 from model_utils.checkpoint import atomic
@@ -41,8 +41,6 @@ from the start of the process to result.json, the median over seeds, and include
 PUBLISHED = ROOT / "benchmarks" / "published.yaml"
 FEWEST_FOR_SPREAD = 3
 FIGURES = "figures.json"  # what `python -m benchmarks --save` measured
-TIMES = "time_to_accuracy.json"  # what `python -m benchmarks.time_to_accuracy --save` measured
-TIMES_PUBLISHED = "time_to_accuracy_published.json"  # the same with --published
 DRILLS = "hosts_drill.json"  # of benchmarks.hosts_drill
 
 
@@ -85,7 +83,7 @@ def load(kept=KEPT):
     groups = {}
     tables = [of.KEPT.name for of in (pairs, left_out, selection_pools)]
     for path in sorted(Path(kept).glob("*.json")):
-        if path.name in (FIGURES, TIMES, TIMES_PUBLISHED, DRILLS, *tables):
+        if path.name in (FIGURES, times.KEPT, times.KEPT_PUBLISHED, DRILLS, *tables):
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         groups.setdefault((result["experiment"], result.get("target_domain")), []).append(result)
@@ -98,16 +96,11 @@ def figures(kept=KEPT):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": []}
 
 
-def percent(values):
-    """'92.75 ± 0.30 %' of accuracies in [0, 1]; without the deviation if there is one value only."""
-    return f"{spread([100 * value for value in values])} %"
-
-
 def of_seeds(values):
     """Accuracies in [0, 1] of a row: mean and deviation of three seeds or more, each value of fewer."""
     if len(values) >= FEWEST_FOR_SPREAD:
-        return percent(values)
-    return ", ".join(f"{percent([value])}" for value in values)
+        return report.percent(values)
+    return ", ".join(f"{report.percent([value])}" for value in values)
 
 
 def source_only(result):
@@ -183,17 +176,12 @@ def _sections(sections, groups, used):
         yield "\n\n".join(part for part in parts if part)
 
 
-def _machine(machine):
-    count = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    return f"{count} of {machine['processor']}"
-
-
 def _machines(groups):
     seen = {}
     for (experiment, _), results in groups.items():
         for result in results:
             versions = result["versions"]
-            shown = f"{_machine(result['machine'])}, {result['device']}; " + ", ".join(
+            shown = f"{report.machine_text(result['machine'])}, {result['device']}; " + ", ".join(
                 f"{name} {version}" for name, version in versions.items()
             )
             seen.setdefault(shown, set()).add(experiment)
@@ -206,51 +194,11 @@ def _figures_table(content):
     lines = ["| measured | | on | command |", "|---|---|---|---|"]
     for row in content["figures"]:
         value = f"{row['text']} {row['unit']}".strip()
-        lines.append(f"| {row['name']} | {value} | {_machine(row['machine'])} | `{row['command']}` |")
+        lines.append(
+            f"| {row['name']} | {value} | {report.machine_text(row['machine'])} | `{row['command']}` |"
+        )
     return "## Speed and memory\n\n`python -m benchmarks` prints these, one run of each.\n\n" + "\n".join(
         lines
-    )
-
-
-def reached(curve, threshold):
-    """Seconds to the first evaluation at or above `threshold`, or None. curve: [(seconds, accuracy), …]."""
-    return next((seconds for seconds, accuracy in curve if accuracy >= threshold), None)
-
-
-def _time(curves, threshold):
-    """Median over the seeds, with the range; or how many of them never got there."""
-    times = [reached(curve, threshold) for curve in curves]
-    if None in times:
-        return f"not reached by {times.count(None)} of {len(times)}"
-    return f"{statistics.median(times):.0f} s ({min(times):.0f} to {max(times):.0f})"
-
-
-def _times_table(path, title):
-    """The section on time to accuracy; "" if nothing was kept."""
-    if not path.is_file():
-        return ""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    whole = not content.get("stopped")  # each run went to its end
-    heads = [f"{100 * threshold:g} %" for threshold in content["thresholds"]]
-    heads += ["last evaluation", "whole time", "seeds"] if whole else ["seeds"]
-    lines = [f"| recipe | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name, curves in content["curves"].items():
-        cells = [_time(curves, threshold) for threshold in content["thresholds"]]
-        if whole:
-            cells += [percent([curve[-1][1] for curve in curves])]
-            cells += [f"{statistics.median(curve[-1][0] for curve in curves):.0f} s"]
-        lines.append(f"| {name} | {' | '.join([*cells, str(len(curves))])} |")
-    text = (
-        "From the start of the process to the first evaluation at or above a target test accuracy: median "
-        "over the seeds, and the range. All of it was measured in one run; evaluation time counts. Every "
-        "evaluation looks at target labels, so these times are a measurement; no recipe stops by them."
-    )
-    if not whole:
-        text += " The runs were ended once they had reached the last threshold."
-    if "machine" in content:
-        text += f" Measured on {_machine(content['machine'])}."
-    return "\n\n".join(
-        [f"## Time to accuracy: {title}", text, "\n".join(lines), f"```\n{content['command']}\n```"]
     )
 
 
@@ -306,8 +254,9 @@ def page(kept=KEPT):
         _tables_of_runs(Path(kept) / pairs.KEPT.name, pairs.table, OF_PAIRS),
         _tables_of_runs(Path(kept) / left_out.KEPT.name, left_out.table),
         _selection_table(Path(kept) / selection_pools.KEPT.name),
-        _times_table(Path(kept) / TIMES, "MNIST → MNIST-M"),
-        _times_table(Path(kept) / TIMES_PUBLISHED, "MNIST → MNIST-M as published"),
+        times.table(Path(kept) / times.KEPT, "MNIST → MNIST-M"),
+        times.table(Path(kept) / times.KEPT_PUBLISHED, "MNIST → MNIST-M as published"),
+        times.table_of_runs(groups, sections),
         _figures_table(figures(kept)),
         _published_table(),
         f"## Machines and versions\n\n{_machines(groups)}",
@@ -322,7 +271,7 @@ def known(kept=KEPT):
     for results in load(kept).values():
         # Rows that compare with three seeds of an experiment that has more.
         for values in zip(*([*r["accuracy"].values()] for r in results[:FEWEST_FOR_SPREAD]), strict=True):
-            numbers |= set(re.findall(r"\d+\.\d+", percent(values)))
+            numbers |= set(re.findall(r"\d+\.\d+", report.percent(values)))
         for result in results:
             values = [*result["accuracy"].values(), *result["oracle_accuracy"].values()]
             values += [value for row in result.get("test", ()) for value in row[3].values()]

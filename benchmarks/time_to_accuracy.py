@@ -23,16 +23,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import children, positive, report
-from benchmarks.results import KEPT, TIMES, TIMES_PUBLISHED, reached
+from benchmarks import children, positive, report, times
+from benchmarks.results import KEPT
+from benchmarks.times import THRESHOLDS, reached
 from model_utils import cli
 from model_utils.checkpoint import atomic
 from model_utils.config import ROOT
 from model_utils.errors import UserError
 from model_utils.run_log import read_metrics
 from src.evaluation import result
-
-THRESHOLDS = (0.8157, 0.90, 0.95)
 
 
 def our_curve(config, seed, arguments):
@@ -99,13 +98,13 @@ def torch_curve(seed, minutes, every):
 def summarise(name, curves):
     """Figures of one recipe over its seeds."""
     for threshold in THRESHOLDS:
-        times = [reached(curve, threshold) for curve in curves]
-        if all(times):
-            report.figure(f"{name}, time to {100 * threshold:g} %", f"{statistics.median(times):.0f}", "s")
+        found = [reached(curve, threshold) for curve in curves]
+        if all(found):
+            report.figure(f"{name}, time to {100 * threshold:g} %", f"{statistics.median(found):.0f}", "s")
         else:
-            missed = times.count(None)
+            missed = found.count(None)
             report.figure(
-                f"{name}, time to {100 * threshold:g} %", f"not reached by {missed} of {len(times)}"
+                f"{name}, time to {100 * threshold:g} %", f"not reached by {missed} of {len(found)}"
             )
     best = [max(accuracy for _, accuracy in curve) for curve in curves]
     last = [curve[-1][1] for curve in curves]
@@ -125,7 +124,7 @@ def main():
     parser.add_argument("--stop", action="store_true", help="end our runs at the last threshold")
     parser.add_argument("--published", metavar="DIR", help="the published MNIST-M, as the target")
     parser.add_argument("--folder", metavar="DIR", help="keep our runs here")
-    parser.add_argument("--save", action="store_true", help=f"write {TIMES} for docs/results.md")
+    parser.add_argument("--save", action="store_true", help=f"write {times.KEPT} for docs/results.md")
     arguments = parser.parse_args()
     curves = {}
     for seed in arguments.seeds:
@@ -148,7 +147,7 @@ def save(curves, arguments):
     command += " --published DIR" if arguments.published else f" --minutes {arguments.minutes:g}"
     content = {"command": f"{command} --save", "machine": result.machine(), "stopped": arguments.stop}
     content |= {"thresholds": THRESHOLDS, "curves": curves}
-    with atomic(KEPT / (TIMES_PUBLISHED if arguments.published else TIMES)) as temporary:
+    with atomic(KEPT / (times.KEPT_PUBLISHED if arguments.published else times.KEPT)) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

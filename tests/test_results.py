@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as entry
-from benchmarks import ranking, report, results
+from benchmarks import ranking, report, results, times
 from model_utils.errors import UserError
 
 
@@ -112,7 +112,7 @@ def test_time_to_accuracy(tmp_path):
         "theirs": [[[9, 0.85]], [[9, 0.95]]],
     }
     content = {"command": "python -m it", "thresholds": [0.8157, 0.9], "curves": curves}
-    (tmp_path / results.TIMES).write_text(json.dumps(content))
+    (tmp_path / times.KEPT).write_text(json.dumps(content))
     page = results.page(tmp_path)
     assert "| ours | 16 s (12 to 20) | 16 s (12 to 20) | 91.00 ± 1.41 % | 22 s | 2 |" in page
     assert "| theirs | 9 s (9 to 9) | not reached by 1 of 2 | 90.00 ± 7.07 % | 9 s | 2 |" in page
@@ -123,7 +123,7 @@ def test_time_to_accuracy(tmp_path):
 def test_time_to_accuracy_of_runs_that_were_ended(tmp_path):
     content = {"command": "python -m it", "thresholds": [0.9], "curves": {"ours": [[[10, 0.8], [20, 0.92]]]}}
     content |= {"stopped": True, "machine": {"processor": "Abacus", "cores": 2}}
-    (tmp_path / results.TIMES_PUBLISHED).write_text(json.dumps(content))
+    (tmp_path / times.KEPT_PUBLISHED).write_text(json.dumps(content))
     page = results.page(tmp_path)
     # the last evaluation of such a run and its time say nothing about the recipe
     assert "| recipe | 90 % | seeds |" in page
@@ -131,6 +131,16 @@ def test_time_to_accuracy_of_runs_that_were_ended(tmp_path):
     assert (
         "The runs were ended once they had reached the last threshold. Measured on 2 cores of Abacus." in page
     )
+
+
+def test_time_to_accuracy_of_kept_runs(tmp_path):
+    for seed, second in ((0, 0.91), (1, 0.89)):
+        run = result(seed, second, experiment="dann_on_published_mnist_m")
+        run["test"] = [["adapt", 1, 10.0, {"target": 0.82}], ["adapt", 2, 20.0, {"target": second}]]
+        name = f"{run['experiment']}-seed{seed}.json"
+        (tmp_path / name).write_text(json.dumps(run))
+    page = results.page(tmp_path)
+    assert "| 10 s (10 to 10) | not reached by 1 of 2 | not reached by 2 of 2 | 2 |" in page
 
 
 def test_run_of_an_unknown_experiment_is_refused(tmp_path):
