@@ -83,6 +83,21 @@ def test_unusable_folders_are_refused(tmp_path):
     assert len(files.scan(tmp_path / "set", LeftOut(), empty_allowed=True).classes) == 3
 
 
+def test_pictures_of_other_formats_are_named(tmp_path, caplog):
+    write(tmp_path / "set")
+    (tmp_path / "set" / "red" / "phone.HEIC").write_bytes(b"")
+    left_out = LeftOut()
+    assert len(files.scan(tmp_path / "set", left_out).files) == 18
+    assert list(left_out.as_dict()) == [files.UNKNOWN]
+    assert "formats that are not read (1): " in caplog.text and "phone.HEIC" in caplog.text
+    (tmp_path / "phone" / "cat").mkdir(parents=True)
+    (tmp_path / "phone" / "cat" / "1.heic").write_bytes(b"")
+    convert = "formats that are not read: 1.heic; convert them to JPEG or PNG"
+    fails(lambda: files.scan(tmp_path / "phone", LeftOut()), "cat: no image", convert)
+    fails(lambda: files.scan(tmp_path / "phone", LeftOut(), empty_allowed=True), "with images", convert)
+    fails(lambda: files.scan_flat(tmp_path / "phone" / "cat", LeftOut()), "no image", convert)
+
+
 def test_find_takes_files_folders_and_patterns_once_each(tmp_path, monkeypatch, caplog):
     write(tmp_path / "set", per_class=2)
     monkeypatch.chdir(tmp_path)

@@ -307,7 +307,7 @@ def test_reported_a_file_of_another_kind_behind_an_image_s_name(rgb):
     task = opened(dataset_path=rgb)
     trained(task, 12)
     assert {reason: len(paths) for reason, paths in task.left_out.items()} == {
-        "files that are no images by their names": 1,
+        "pictures of formats that are not read": 1,
         "neither JPEG, PNG, BMP nor WebP": 2,
         "empty file": 1,
     }

@@ -158,7 +158,8 @@ def images_in(folder, left_out):
         elif (found := kind(entry)) == "file" and is_image(entry.name):
             images.append(entry.path)
         else:
-            other.setdefault(reasons.get(found, STRAY), []).append(entry.path)
+            name_says = UNKNOWN if entry.name.lower().endswith(OTHER_FORMATS) else STRAY
+            other.setdefault(reasons.get(found, name_says), []).append(entry.path)
     left_out.add(HIDDEN, hidden)
     return images, other
 
@@ -183,11 +184,9 @@ def scan(root, left_out, empty_allowed=False):
         for reason, paths in rest.items():
             other.setdefault(reason, []).extend(paths)
         if not images and not empty_allowed:
-            inside = [os.path.basename(path) for path in rest.get(NESTED, [])]
-            hint = f" (it holds folders: {shortened(inside, 3)}; is it the root?)" if inside else ""
             raise UserError(
-                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){hint}; remove the folder or fill "
-                "it"
+                f"{shown(root / name)}: no image ({', '.join(EXTENSIONS)}){_instead(rest)}; remove the "
+                "folder or fill it"
             )
         if images:
             files += images
@@ -196,16 +195,29 @@ def scan(root, left_out, empty_allowed=False):
         else:
             log.info("%s: no image in it; taken for a class that is missing", shown(root / name))
     if not classes:
-        raise UserError(f"{shown(root)}: no class folders in it; images belong into {shown(root)}/<class>/")
+        raise UserError(
+            f"{shown(root)}: no class folders{' with images' if other.get(UNKNOWN) else ''} in it"
+            f"{_instead(other)}; images belong into {shown(root)}/<class>/"
+        )
     _tell(other, left_out, root)
     return Listing(root, tuple(classes), tuple(files), np.array(labels, np.int32))
+
+
+def _instead(other):
+    """What is in the place of images, in brackets, or "". other: {reason: paths} of images_in."""
+    unknown, nested = ([shown(os.path.basename(p)) for p in other.get(why, [])] for why in (UNKNOWN, NESTED))
+    if unknown:
+        return f" (it holds {UNKNOWN}: {shortened(unknown, 3)}; convert them to JPEG or PNG)"
+    return f" (it holds folders: {shortened(nested, 3)}; is it the root?)" if nested else ""
 
 
 def scan_flat(root, left_out):
     """List the images directly in a folder, without labels; UserError if there is none."""
     images, other = images_in(root, left_out)
     if not images:
-        raise UserError(f"{shown(root)}: no image ({', '.join(EXTENSIONS)}) in it; give another folder")
+        raise UserError(
+            f"{shown(root)}: no image ({', '.join(EXTENSIONS)}) in it{_instead(other)}; give another folder"
+        )
     _tell(other, left_out, root)
     return Listing(Path(root), None, tuple(images), np.zeros(len(images), np.int32))
 
@@ -245,10 +257,8 @@ def below(folder, left_out):
         images, rest = images_in(base, left_out)
         files += images
         dangling += rest.get(DANGLING, [])
-        strays = rest.get(STRAY, [])
-        unknown += [path for path in strays if path.lower().endswith(OTHER_FORMATS)]
-        # No news in a folder of all kinds of files.
-        left_out.add(STRAY, [path for path in strays if not path.lower().endswith(OTHER_FORMATS)])
+        unknown += rest.get(UNKNOWN, [])
+        left_out.add(STRAY, rest.get(STRAY, []))  # no news in a folder of all kinds of files
     if unknown:
         left_out.tell(UNKNOWN, sorted(unknown), shown(folder))
     if dangling:
