@@ -63,8 +63,10 @@ def until_reached(words, folder):
     """Run `python` with these words until it ends, or until the last threshold is reached in this folder.
 
     Raises:
-        UserError: it failed.
+        UserError: it failed, or the folder holds a run already.
     """
+    if (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} holds a run already; give another --folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}-printed.log", "w", encoding="utf-8") as log:
         run = subprocess.Popen([sys.executable, *words], cwd=ROOT, env={**os.environ}, stdout=log, stderr=log)

@@ -70,6 +70,8 @@ def test_a_run_ends_at_the_last_threshold(tmp_path):
     time_to_accuracy.until_reached(["-c", TRAINING, str(folder), "0.82", "0.96"], folder)
     assert (folder / "state").read_text() == "saved"  # it was asked to stop, not killed
     assert [row["target_accuracy"] for row in read_metrics(folder / "metrics.jsonl")] == [0.82, 0.96]
+    with pytest.raises(UserError, match="holds a run already"):  # whose curve would be taken for the new one
+        time_to_accuracy.until_reached(["-c", "raise SystemExit(2)"], folder)
 
 
 def test_a_run_that_fails_is_named(tmp_path):
